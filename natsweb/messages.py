@@ -1,0 +1,229 @@
+"""`Request` and `Response`: what handlers, middleware and filters see of HTTP, as frozen pydantic models.
+
+Both survive `model_validate_json(model_dump_json())` whatever their body and headers are: bodies go through
+JSON as base64, headers as pairs of latin-1 text. `Call` is the plain record that a request travels in until
+somebody asks for the model; it has the same attribute names. This module knows values; it knows no wire.
+"""
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from string import punctuation
+from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import parse_qsl, quote
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from natsweb.errors import BadPath
+from natsweb.headers import Headers, HeaderSource
+from natsweb.subjects import decode_token, path_tokens, to_path
+
+__all__ = ["Call", "NotExecuted", "Request", "Response", "quote_query"]
+
+
+def quote_query(query: str | bytes) -> str:
+    """Return a query string in printable ASCII: bytes outside of it become `%XX`, all else stays as it is.
+
+    Text counts as UTF-8. Escapes that are there are left alone, so that it may be called twice.
+    """
+    if query.isascii():
+        text = query if isinstance(query, str) else query.decode("ascii")
+        if text.isprintable() and " " not in text:
+            return text
+    return quote(query, safe=punctuation)
+
+
+class Call:
+    """A request as it came off the wire: attribute for attribute a `Request`, unvalidated and cheap.
+
+    `tokens` are the canonical subject tokens of the path, `headers` field lines that are well-formed,
+    `timeout` the seconds left until the answer is due, `sent` the sender's clock in unix ms or None.
+    """
+
+    __slots__ = (
+        "body",
+        "client",
+        "headers",
+        "method",
+        "params",
+        "query",
+        "root_path",
+        "scheme",
+        "sent",
+        "service",
+        "timeout",
+        "tokens",
+    )
+
+    def __init__(
+        self,
+        method: str,
+        tokens: list[str],
+        query: str = "",
+        headers: Headers | None = None,
+        body: bytes = b"",
+        *,
+        client: str | None = None,
+        scheme: str = "http",
+        timeout: float | None = None,
+        sent: int | None = None,
+        service: str | None = None,
+    ) -> None:
+        self.method = method
+        self.tokens = tokens
+        self.query = query
+        self.headers = Headers() if headers is None else headers
+        self.body = body
+        self.client = client
+        self.scheme = scheme
+        self.timeout = timeout
+        self.sent = sent
+        self.service = service
+        self.root_path = ""
+        self.params: dict[str, str] = {}
+
+    @property
+    def raw_path(self) -> str:
+        """The canonical path, percent-encoded."""
+        return to_path(self.tokens)
+
+    def request(self) -> "Request":
+        """Return the pydantic model of this call."""
+        return Request(
+            method=self.method,
+            raw_path=self.raw_path,
+            query=self.query,
+            headers=self.headers,
+            body=self.body,
+            client=self.client,
+            scheme=self.scheme,
+            timeout=self.timeout,
+            root_path=self.root_path,
+            params=self.params,
+        )
+
+
+_MODEL = ConfigDict(frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64")
+
+
+class Request(BaseModel):
+    """An HTTP request as a handler, middleware or filter sees it.
+
+    `raw_path` is canonical (WIRE.md, subjects) and `path` its decoded twin; `query` is the raw query string
+    without `?`; `client` is `address:port` of the HTTP client as the gateway trusts it; `timeout` the seconds
+    that were left when the request arrived; `params` the captures of the route that matched, as text.
+    """
+
+    model_config = _MODEL
+
+    method: str = Field(default="GET", pattern=r"^[!#$%&'*+\-.^_`|~0-9A-Z]+$")
+    raw_path: str = "/"
+    query: str = ""
+    headers: Headers = Headers()
+    body: bytes = b""
+    client: str | None = None
+    scheme: str = "http"
+    timeout: float | None = None
+    root_path: str = ""
+    params: dict[str, str] = Field(default_factory=dict)
+
+    if TYPE_CHECKING:  # what the validators take, which is more than what the fields hold
+
+        def __init__(
+            self,
+            *,
+            method: str = "GET",
+            raw_path: str = "/",
+            query: str = "",
+            headers: HeaderSource = ...,
+            body: bytes | str = b"",
+            client: str | None = None,
+            scheme: str = "http",
+            timeout: float | None = None,
+            root_path: str = "",
+            params: dict[str, str] = ...,
+        ) -> None: ...
+
+    @field_validator("raw_path", mode="after")
+    @classmethod
+    def _canonical(cls, raw_path: str) -> str:
+        try:
+            return to_path(path_tokens(raw_path.encode().decode("latin-1")))
+        except BadPath as error:
+            raise ValueError(error.detail) from None
+
+    @field_validator("query", mode="after")
+    @classmethod
+    def _printable(cls, query: str) -> str:
+        return quote_query(query)
+
+    @cached_property
+    def tokens(self) -> list[str]:
+        """The canonical subject tokens of the path."""
+        return path_tokens(self.raw_path)
+
+    @property
+    def path(self) -> str:
+        """The decoded path: `/files/a b` for a raw path of `/files/a%20b`."""
+        return "/" + "/".join([decode_token(token) for token in self.tokens])
+
+    @property
+    def query_params(self) -> dict[str, list[str]]:
+        """The query string, decoded: every name with its values in order."""
+        params: dict[str, list[str]] = {}
+        for name, value in parse_qsl(self.query, keep_blank_values=True):
+            params.setdefault(name, []).append(value)
+        return params
+
+    @property
+    def text(self) -> str:
+        """The body as UTF-8 text, with U+FFFD for what is not."""
+        return self.body.decode("utf-8", "replace")
+
+    def parse_json(self) -> Any:
+        """Return the body as parsed JSON; raises `ValueError` if it is none."""
+        return json.loads(self.body)
+
+    def request(self) -> "Request":
+        """Return itself: `Call` and `Request` give the model in the same way."""
+        return self
+
+
+class Response(BaseModel):
+    """An HTTP response: `Response(status=201, body=b"...", headers={"location": "/orders/7"})`.
+
+    `body` takes bytes or text (as UTF-8), `headers` a mapping or pairs. `content-length` is computed; one
+    given here counts only in an answer to HEAD or with status 304.
+    """
+
+    model_config = _MODEL
+
+    #: Whether the request was surely not executed, so that it may be sent elsewhere: see `NotExecuted`.
+    retry: ClassVar[bool] = False
+
+    status: int = Field(default=200, ge=200, le=599)
+    headers: Headers = Headers()
+    body: bytes = b""
+
+    if TYPE_CHECKING:
+
+        def __init__(self, *, status: int = 200, headers: HeaderSource = ..., body: bytes | str = b"") -> None: ...
+
+    def with_headers(self, headers: Mapping[str, str]) -> "Response":
+        """Return this response with `headers` added; those of the same name are replaced."""
+        return self.model_copy(update={"headers": self.headers.without(*headers) + headers})
+
+    @property
+    def text(self) -> str:
+        """The body as UTF-8 text, with U+FFFD for what is not."""
+        return self.body.decode("utf-8", "replace")
+
+    def parse_json(self) -> Any:
+        """Return the body as parsed JSON; raises `ValueError` if it is none."""
+        return json.loads(self.body)
+
+
+class NotExecuted(Response):
+    """A response that says, between natsweb's own parts, that no handler has run for the request."""
+
+    retry: ClassVar[bool] = True
