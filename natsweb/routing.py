@@ -1,0 +1,162 @@
+"""The one router of a service: tokens and method in, endpoint and captures out.
+
+A tree of tokens. At every position a literal is tried before a capture and a capture before a tail, so the
+most specific template that has the method wins, whatever the order of declaration. 404 and 405 fall out of
+the same search. It walks dicts; templates were parsed at declaration. It knows endpoints only by their
+template, method and name, and never calls one.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+from natsweb.errors import BadPath, DeclarationError, MethodNotAllowed, NoRoute
+from natsweb.paths import Capture, Literal, Tail, Template
+from natsweb.subjects import decode_token
+
+__all__ = ["Endpoint", "Match", "Options", "Redirect", "Router"]
+
+
+class Endpoint(Protocol):
+    """What the router has to know of a declared handler."""
+
+    @property
+    def template(self) -> Template: ...
+    @property
+    def methods(self) -> tuple[str, ...]: ...
+    @property
+    def place(self) -> str:
+        """Where it was declared, such as `app.py:14 show`."""
+        ...
+
+
+E = TypeVar("E", bound=Endpoint)
+
+
+class Match(NamedTuple, Generic[E]):
+    """An endpoint with the text of its captures."""
+
+    endpoint: E
+    params: dict[str, str]
+
+
+class Options(NamedTuple):
+    """OPTIONS for a path that has routes: the methods it allows."""
+
+    allow: list[str]
+
+
+class Redirect(NamedTuple):
+    """A trailing slash too many: the path without it has a route."""
+
+    tokens: list[str]
+
+
+class _Node(Generic[E]):
+    __slots__ = ("capture", "ends", "literals", "tails")
+
+    def __init__(self) -> None:
+        self.literals: dict[str, _Node[E]] = {}
+        self.capture: _Node[E] | None = None
+        self.ends: dict[str, E] = {}
+        self.tails: dict[str, E] = {}
+
+
+class Router(Generic[E]):
+    """Routes of one service."""
+
+    def __init__(self) -> None:
+        self._root: _Node[E] = _Node()
+        self.endpoints: list[E] = []
+
+    def add(self, endpoint: E) -> None:
+        """Add an endpoint; raises `DeclarationError` if its path and method are taken."""
+        ends = self._ends_of(endpoint.template)
+        for method in endpoint.methods:
+            if method in ends:
+                other = ends[method]
+                raise DeclarationError(
+                    f"{method} {endpoint.template} is declared twice",
+                    where=[f"{other.place}  {other.template}", f"{endpoint.place}  {endpoint.template}"],
+                    fix="change the path or the method of one of them; names of captures make no difference",
+                )
+        ends.update(dict.fromkeys(endpoint.methods, endpoint))
+        self.endpoints.append(endpoint)
+
+    def _ends_of(self, template: Template) -> dict[str, E]:
+        node = self._root
+        for part in template.parts:
+            match part:
+                case Literal(token):
+                    node = node.literals.setdefault(token, _Node())
+                case Capture():
+                    node.capture = node.capture or _Node()
+                    node = node.capture
+                case Tail():
+                    return node.tails
+        return node.ends
+
+    def find(self, method: str, tokens: list[str]) -> Match[E] | Options | Redirect:
+        """Return what answers `method` on the path of `tokens` (canonical, see `subjects`).
+
+        Raises `NoRoute`, `MethodNotAllowed` with the methods of all templates that fit, or `BadPath` for a tail
+        that would climb up (`a%2F..%2Fb`).
+        """
+        fallback = None
+        for ends in _search(self._root, tokens, 0):
+            endpoint = ends.get(method)
+            if endpoint is None and method == "HEAD":
+                endpoint = ends.get("GET")
+            if endpoint is not None:
+                return Match(endpoint, _captures(endpoint.template, tokens))
+            fallback = fallback or ends
+        if fallback is None:
+            return self._without_slash(method, tokens)
+        allow = self._allowed(tokens)
+        if method == "OPTIONS":
+            return Options(allow)
+        raise MethodNotAllowed(f"this path takes {', '.join(allow)}", allow=allow)
+
+    def _allowed(self, tokens: list[str]) -> list[str]:
+        methods = {method for ends in _search(self._root, tokens, 0) for method in ends}
+        return sorted(methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set()))
+
+    def _without_slash(self, method: str, tokens: list[str]) -> Redirect:
+        if method in ("GET", "HEAD") and len(tokens) > 1 and not decode_token(tokens[-1]):
+            shorter = tokens[:-1]
+            if any("GET" in ends or "HEAD" in ends for ends in _search(self._root, shorter, 0)):
+                return Redirect(shorter)
+        raise NoRoute("no route of this service has this path")
+
+
+def _search(node: _Node[E], tokens: list[str], index: int) -> Iterator[dict[str, E]]:
+    """Yield the endpoints (by method) of every template that fits, the most specific first."""
+    if index == len(tokens):
+        if node.ends:
+            yield node.ends
+        return
+    token = tokens[index]
+    child = node.literals.get(token)
+    if child is not None:
+        yield from _search(child, tokens, index + 1)
+    if node.capture is not None and decode_token(token):
+        yield from _search(node.capture, tokens, index + 1)
+    if node.tails:
+        yield node.tails
+
+
+def _captures(template: Template, tokens: list[str]) -> dict[str, str]:
+    params: dict[str, str] = {}
+    for index, part in enumerate(template.parts):
+        match part:
+            case Capture(name):
+                params[name] = decode_token(tokens[index])
+            case Tail(name):
+                params[name] = _tail([decode_token(token) for token in tokens[index:]])
+    return params
+
+
+def _tail(segments: Iterable[str]) -> str:
+    rest = "/".join(segments)
+    if ".." in rest and ".." in rest.replace("\\", "/").split("/"):
+        raise BadPath("the path climbs up with an encoded '/..'")
+    return rest

@@ -1,0 +1,275 @@
+"""The wire format, version 1: requests and replies as a NATS header block and a payload (docs/wire.md).
+
+One table of names, two pairs of functions: `encode_request`/`decode_request` and `encode_response`/
+`decode_response`. Whatever a peer sends is hostile until decoded. Header fields pass through as the bytes
+that came; `Nw-*` and `Nats-*` are the wire's own and never the HTTP side's. No bus, no sockets, no clocks.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+
+from natsweb.errors import BadReply, BadRequest, HTTPError, UnknownVersion
+from natsweb.headers import HOP_BY_HOP, Headers, connection_options, encode_line
+from natsweb.messages import Call, Response, quote_query
+
+__all__ = [
+    "decode_request",
+    "decode_response",
+    "encode_request",
+    "encode_response",
+    "error_fields",
+    "forwarded_fields",
+    "is_no_responders",
+    "may_retry",
+]
+
+_START = b"NATS/1.0\r\n"
+_END = b"\r\n"
+NO_RESPONDERS = b"NATS/1.0 503"
+
+METHOD = b"nw-method"
+QUERY = b"nw-query"
+TIMEOUT = b"nw-timeout"
+SENT = b"nw-sent"
+SERVICE = b"nw-service"
+CLIENT = b"nw-client"
+SCHEME = b"nw-scheme"
+VERSION = b"nw-version"
+STATUS = b"nw-status"
+RETRY = b"nw-retry"
+ERROR_CODE = b"nats-service-error-code"
+
+_FIELD = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\x00\r\n]*\r\n"
+_BLOCK = re.compile(rb"NATS/1\.0[ \t]*\r\n((?:" + _FIELD + rb")*)\r\n").fullmatch
+_METHOD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Z]{1,32}").fullmatch
+_DIGITS = re.compile(rb"[0-9]{1,15}").fullmatch
+_STATUS = re.compile(rb"[1-5][0-9]{2}").fullmatch
+_SCHEMES = {b"http": "http", b"https": "https", b"ws": "ws", b"wss": "wss"}
+_NO_BODY = frozenset([204, 205, 304])
+
+
+def _is_ours(name: bytes) -> bool:
+    """Tell whether a lower-case field name belongs to the wire; `_` counts as `-` (CGI-style smuggling)."""
+    return name.replace(b"_", b"-").startswith((b"nw-", b"nats-"))
+
+
+def forwarded_fields(fields: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return the fields that may cross from one connection to another, names in lower case.
+
+    Left out: hop-by-hop fields and those that `Connection` names, `Nw-*`, `Nats-*`, `Content-Length` and `Expect`.
+    """
+    lower = [(name.lower(), value) for name, value in fields]
+    options = connection_options(lower) | HOP_BY_HOP | {b"content-length", b"expect"}
+    return [(name, value) for name, value in lower if name not in options and not _is_ours(name)]
+
+
+def _split(block: bytes) -> tuple[dict[bytes, bytes], Headers]:
+    """Split the field lines of a block into the wire's own (first of each) and the HTTP headers."""
+    ours: dict[bytes, bytes] = {}
+    rest: list[bytes] = []
+    for line in block.split(b"\r\n")[:-1]:
+        name, _, value = line.partition(b":")
+        name = name.lower()
+        if _is_ours(name):
+            ours.setdefault(name, value.strip(b" \t"))
+        else:
+            rest.append(line)
+    rest.append(b"")
+    return ours, Headers.from_block(b"\r\n".join(rest))
+
+
+def _field_lines(header: bytes | None, fault: type[BadRequest] | type[BadReply]) -> bytes:
+    if header is None:
+        return b""
+    found = _BLOCK(header)
+    if found is None:
+        raise fault("the NATS header block is malformed")
+    return found[1]
+
+
+def _own_line(name: bytes, value: bytes) -> bytes:
+    """Return a line of the wire's own, spelled as docs/wire.md does: some clients look names up by exact case."""
+    if re.search(rb"[\x00\r\n]", value):
+        raise BadRequest(f"the value of {name.decode()} has a CR, LF or NUL in it")
+    return b"%b: %b\r\n" % (name, value)
+
+
+def _number(value: bytes | None, name: str) -> int | None:
+    if value is None:
+        return None
+    if not _DIGITS(value):
+        raise BadRequest(f"{name} is not a whole number")
+    return int(value)
+
+
+# ── requests ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def encode_request(
+    method: str,
+    headers: Headers,
+    *,
+    query: bytes = b"",
+    timeout_ms: int | None = None,
+    sent_ms: int | None = None,
+    client: str | None = None,
+    scheme: str = "http",
+    service: str | None = None,
+) -> bytes:
+    """Return the header block of a request; the payload is the body, the subject the path.
+
+    `headers` are taken as they are (see `forwarded_fields`). Raises `BadRequest` for a value with CR, LF or NUL.
+    """
+    lines = [_START, _own_line(b"Nw-Method", method.encode("ascii"))]
+    if query:
+        lines.append(_own_line(b"Nw-Query", query))
+    if timeout_ms is not None:
+        lines.append(b"Nw-Timeout: %d\r\n" % timeout_ms)
+    if sent_ms is not None:
+        lines.append(b"Nw-Sent: %d\r\n" % sent_ms)
+    if service is not None:
+        lines.append(_own_line(b"Nw-Service", service.encode("ascii")))
+    if client is not None:
+        lines.append(_own_line(b"Nw-Client", client.encode("ascii", "replace")))
+    if scheme != "http":
+        lines.append(_own_line(b"Nw-Scheme", scheme.encode("ascii")))
+    lines.append(headers.block)
+    lines.append(_END)
+    return b"".join(lines)
+
+
+def decode_request(tokens: list[str], header: bytes | None, body: bytes) -> Call:
+    """Return the call that a message on the subject of `tokens` carries.
+
+    Raises `BadRequest` for what docs/wire.md does not allow, `UnknownVersion` for another version than 1.
+    """
+    if header is None:
+        return Call("POST" if body else "GET", tokens, body=body)
+    ours, headers = _split(_field_lines(header, BadRequest))
+    get = ours.get
+    if get(VERSION, b"1") != b"1":
+        raise UnknownVersion("this service speaks version 1 of the wire format")
+    method = get(METHOD, b"POST" if body else b"GET").decode("latin-1")
+    if not _METHOD(method):
+        raise BadRequest("Nw-Method is not an HTTP method in upper case")
+    scheme = _SCHEMES.get(get(SCHEME, b"http"))
+    if scheme is None:
+        raise BadRequest("Nw-Scheme is not one of http, https, ws, wss")
+    timeout = _number(get(TIMEOUT), "Nw-Timeout")
+    client, service = get(CLIENT), get(SERVICE)
+    return Call(
+        method,
+        tokens,
+        quote_query(get(QUERY, b"")),
+        headers,
+        body,
+        client=None if client is None else client.decode("latin-1"),
+        scheme=scheme,
+        timeout=None if timeout is None else timeout / 1000,
+        sent=_number(get(SENT), "Nw-Sent"),
+        service=None if service is None else service.decode("latin-1"),
+    )
+
+
+# ── replies ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def error_fields(status: int, detail: str) -> bytes:
+    """Return the lines that NATS micro clients expect in a reply from 400 on (ADR-32)."""
+    text = " ".join(detail.split()).encode("latin-1", "replace")[:200]
+    text = re.sub(rb"[\x00-\x1f\x7f]", b"?", text)
+    return b"Nats-Service-Error-Code: %d\r\nNats-Service-Error: %b\r\n" % (status, text)
+
+
+def encode_response(
+    response: Response, *, method: str = "GET", retry: bool = False, error: str | None = None
+) -> tuple[bytes, bytes]:
+    """Return (header block, payload) of a reply to a request with `method`.
+
+    `Content-Length` passes only where it says what is not there: in a reply to HEAD, or with 304. `retry` marks
+    a reply that was surely not executed. `error` is the text for NATS micro clients; by default the phrase of
+    the status.
+    """
+    status, payload = response.status, response.body
+    bodiless = method == "HEAD" or status in _NO_BODY
+    lines = [_START]
+    if status != 200:
+        lines.append(b"Nw-Status: %d\r\n" % status)
+    if retry:
+        lines.append(b"Nw-Retry: 1\r\n")
+    if status >= 400:
+        lines.append(error_fields(status, error or str(HTTPError(status))))
+    length = None
+    for name, value in response.headers.fields:
+        if name == b"content-length":
+            length = value
+        elif name not in HOP_BY_HOP and not _is_ours(name):
+            lines.append(b"%b: %b\r\n" % (name, value))
+    if method == "HEAD" or status == 304:
+        if length is None and payload:
+            length = b"%d" % len(payload)
+        if length is not None:
+            lines.append(b"content-length: %b\r\n" % length)
+    lines.append(_END)
+    return b"".join(lines), b"" if bodiless else payload
+
+
+def is_no_responders(header: bytes | None) -> bool:
+    """Tell whether a message is the server's own word that nobody listens: a status line, not a header."""
+    return header is not None and header.startswith(NO_RESPONDERS) and header[12:13] in (b"\r", b" ")
+
+
+def may_retry(header: bytes | None) -> bool:
+    """Tell whether a reply says `Nw-Retry: 1`: it was surely not executed."""
+    return header is not None and re.search(rb"(?i)\r\nnw-retry:[ \t]*1[ \t]*\r\n", header) is not None
+
+
+def decode_response(header: bytes | None, payload: bytes, *, method: str = "GET") -> Response:
+    """Return the response that a reply carries to a request with `method`.
+
+    A reply without header fields is 200 with a guessed content type. Raises `BadReply` for anything malformed.
+    """
+    lines = _field_lines(header, BadReply)
+    if not lines:
+        return Response(headers=Headers.from_block(_guess_type(payload)), body=b"" if method == "HEAD" else payload)
+    ours, headers = _split(lines)
+    status = _decode_status(ours)
+    bodiless = method == "HEAD" or status in _NO_BODY
+    keep_length = method == "HEAD" or status == 304
+    kept = [
+        encode_line(name, value)
+        for name, value in headers.fields
+        if name not in HOP_BY_HOP and (name != b"content-length" or (keep_length and _DIGITS(value)))
+    ]
+    return Response(status=status, headers=Headers.from_block(b"".join(kept)), body=b"" if bodiless else payload)
+
+
+def _decode_status(ours: dict[bytes, bytes]) -> int:
+    """Return the status of a reply: ours, else the error code of a NATS micro service, else 200."""
+    if VERSION in ours and ours[VERSION] != b"1":
+        raise BadReply("the service speaks another version of the wire format")
+    text = ours.get(STATUS)
+    if text is None and ERROR_CODE in ours:
+        text = ours[ERROR_CODE] if re.fullmatch(rb"[45][0-9]{2}", ours[ERROR_CODE]) else b"500"
+    if text is None:
+        return 200
+    if not _STATUS(text) or text < b"200":
+        raise BadReply("the service's reply has no valid status")
+    return int(text)
+
+
+def _guess_type(payload: bytes) -> bytes:
+    if not payload:
+        return b""
+    try:
+        json.loads(payload)
+    except (ValueError, RecursionError):
+        pass
+    else:
+        return b"content-type: application/json\r\n"
+    try:
+        payload.decode()
+    except UnicodeDecodeError:
+        return b"content-type: application/octet-stream\r\n"
+    return b"content-type: text/plain; charset=utf-8\r\n"
