@@ -1,0 +1,303 @@
+"""The port to NATS: what natsweb asks of a message bus, and a bus in memory that behaves like NATS.
+
+A bus moves opaque messages: subject, reply subject, header block, payload. Everything but `subscribe`, `flush`
+and `close` returns at once; received messages and answers come through synchronous callbacks in the event
+loop. `MemoryBus` has NATS's semantics (wildcards, queue groups, no responders, limits); one contract suite
+holds it equal to a real server. This module knows no HTTP and no nats-py.
+"""
+
+import asyncio
+import logging
+import os
+import random
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from natsweb.deadlines import Deadline, Deadlines
+from natsweb.errors import HTTPError, NatsDown, NoService, TimeUp, TooLarge
+from natsweb.subjects import ANY, matches
+from natsweb.wire import is_no_responders
+
+__all__ = ["Answer", "Bus", "Inbox", "MemoryBus", "Message", "Receive", "Subscription", "request"]
+
+logger = logging.getLogger("natsweb.bus")
+
+
+class Message(NamedTuple):
+    """One message as it came: subject and reply are latin-1 text, since a peer may send any bytes.
+
+    `reply` is empty if the sender wants no answer; `header` is None if there is no header block.
+    """
+
+    subject: str
+    reply: str
+    header: bytes | None
+    payload: bytes
+
+
+#: Gets every message of a subscription; must not block.
+Receive = Callable[[Message], None]
+
+#: Gets the one outcome of an `ask`: the reply, or why there is none.
+Answer = Callable[[Message | HTTPError], None]
+
+
+class Subscription(Protocol):
+    """A live subscription."""
+
+    def stop(self) -> None:
+        """Ask for no more messages; those that are on their way still arrive, all before the next `flush` ends."""
+
+
+class Bus(Protocol):
+    """A connection to NATS, or something that behaves like one."""
+
+    @property
+    def max_payload(self) -> int:
+        """Largest size of header block plus payload, in bytes."""
+        ...
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a message published now would leave at once."""
+        ...
+
+    def publish(self, subject: str, payload: bytes, *, header: bytes | None = None, reply: str = "") -> None:
+        """Send a message.
+
+        Raises `TooLarge` over `max_payload`, `NatsDown` without a connection; nothing has been sent then.
+        """
+
+    def ask(
+        self, subject: str, payload: bytes, *, header: bytes | None = None, timeout: float, answer: Answer
+    ) -> Callable[[], None]:
+        """Send a request; `answer` is called once, later: with the first reply or with what went wrong.
+
+        That is `NoService` (nobody listens), `TimeUp` after `timeout` seconds, or `Disconnected`. Raises as
+        `publish` does, and then `answer` is never called. Returns a function that drops the request: a later
+        reply goes nowhere.
+        """
+        ...
+
+    async def subscribe(self, subject: str, receive: Receive, *, queue: str = "") -> Subscription:
+        """Receive what is sent on `subject` (with wildcards); with `queue`, one member of that group gets each."""
+        ...
+
+    async def flush(self, timeout: float = 5.0) -> None:
+        """Wait until the server has seen all that was sent, and all that it had sent has been received.
+
+        Raises `NatsDown` without a connection, `TimeUp` after `timeout` seconds.
+        """
+
+    async def close(self) -> None:
+        """Send what is pending and let go of everything; requests in flight end with `Disconnected`."""
+
+
+async def request(
+    bus: Bus, subject: str, payload: bytes, *, header: bytes | None = None, timeout: float = 10.0
+) -> Message:
+    """Send a request and wait for its first reply; raises what `Bus.ask` reports. Cancelling drops the request."""
+    future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+
+    def answer(outcome: Message | HTTPError) -> None:
+        if future.done():
+            return
+        if isinstance(outcome, HTTPError):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+
+    drop = bus.ask(subject, payload, header=header, timeout=timeout, answer=answer)
+    try:
+        return await future
+    finally:
+        drop()
+
+
+class _Pending(NamedTuple):
+    answer: Answer
+    deadline: Deadline
+
+
+class Inbox:
+    """The requests of one connection that wait for a reply, below one unguessable subject.
+
+    A token is `<counter>-<64 random bits>`: a service that has seen one can guess no other (WIRE.md, who may
+    be answered). Random bits are drawn in bulk from the system.
+    """
+
+    def __init__(self, prefix: str = "_INBOX") -> None:
+        self.subject = f"{prefix}.{os.urandom(16).hex()}"
+        self._skip = len(self.subject) + 1
+        self._pending: dict[str, _Pending] = {}
+        self._deadlines = Deadlines()
+        self._counter = 0
+        self._random = ""
+        self.unclaimed = 0
+
+    @property
+    def pattern(self) -> str:
+        """What to subscribe to."""
+        return f"{self.subject}.{ANY}"
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def open(self, timeout: float, answer: Answer) -> str:
+        """Return the reply subject of a new request."""
+        if not self._random:
+            self._random = os.urandom(2048).hex()
+        self._counter += 1
+        token = f"{self._counter:x}-{self._random[:16]}"
+        self._random = self._random[16:]
+        reply = f"{self.subject}.{token}"
+
+        def time_up() -> None:
+            self.settle(reply, TimeUp(f"no answer within {timeout:g} s"))
+
+        self._pending[token] = _Pending(answer, self._deadlines.after(timeout, time_up))
+        return reply
+
+    def drop(self, reply: str) -> None:
+        """Forget a request; its answer will go nowhere."""
+        pending = self._pending.pop(reply[self._skip :], None)
+        if pending is not None:
+            pending.deadline.cancel()
+
+    def receive(self, message: Message) -> None:
+        """Take a message on the inbox; one that nobody waits for is counted and dropped."""
+        if is_no_responders(message.header):
+            self.settle(message.subject, NoService("no service listens on this path"))
+        else:
+            self.settle(message.subject, message)
+
+    def settle(self, reply: str, outcome: Message | HTTPError) -> None:
+        """Give the request of `reply` its outcome, unless it has one."""
+        pending = self._pending.pop(reply[self._skip :], None)
+        if pending is None:
+            self.unclaimed += 1
+            return
+        pending.deadline.cancel()
+        pending.answer(outcome)
+
+    def fail_all(self, error: HTTPError) -> None:
+        """End every request with `error`."""
+        waiting, self._pending = self._pending, {}
+        for pending in waiting.values():
+            pending.deadline.cancel()
+        for pending in waiting.values():
+            try:
+                pending.answer(error)
+            except Exception:
+                logger.exception("an answer's callback failed")
+
+    def close(self) -> None:
+        """Disarm the deadlines; `fail_all` comes first."""
+        self._deadlines.close()
+
+
+class _MemorySubscription:
+    def __init__(self, bus: "MemoryBus", subject: str, queue: str, receive: Receive) -> None:
+        self._bus = bus
+        self.subject = subject
+        self.queue = queue
+        self.receive = receive
+
+    def stop(self) -> None:
+        self._bus._subscriptions.discard(self)
+
+    def __repr__(self) -> str:
+        state = "live" if self in self._bus._subscriptions else "stopped"
+        return f"<subscription {self.subject} queue={self.queue!r} {state}>"
+
+
+class MemoryBus:
+    """NATS in memory: one connection that is also the server, for tests and for running without NATS.
+
+    `max_payload` is in bytes, as in nats-server (1 MiB by default).
+    """
+
+    def __init__(self, *, max_payload: int = 1024 * 1024) -> None:
+        self.max_payload = max_payload
+        self._subscriptions: set[_MemorySubscription] = set()
+        self._inbox = Inbox()
+        self._closed = False
+        inbox = _MemorySubscription(self, self._inbox.pattern, "", self._inbox.receive)
+        self._subscriptions.add(inbox)
+
+    def __repr__(self) -> str:
+        return f"<MemoryBus: {'closed' if self._closed else f'{len(self._subscriptions)} subscriptions'}>"
+
+    @property
+    def is_connected(self) -> bool:
+        """True until `close`."""
+        return not self._closed
+
+    def publish(self, subject: str, payload: bytes, *, header: bytes | None = None, reply: str = "") -> None:
+        """Send a message: see `Bus.publish`."""
+        if self._closed:
+            raise NatsDown("the bus is closed")
+        if len(payload) + len(header or b"") > self.max_payload:
+            raise TooLarge(f"the message is larger than max_payload ({self.max_payload} bytes)")
+        message = Message(subject, reply, header, payload)
+        receivers = self._receivers(subject)
+        if not receivers and reply:
+            nobody = b"NATS/1.0 503\r\nNats-Subject: %b\r\n\r\n" % subject.encode("latin-1", "replace")
+            message = Message(reply, "", nobody, b"")
+            receivers = self._receivers(reply)
+        for subscription in receivers:
+            asyncio.get_running_loop().call_soon(self._deliver, subscription, message)
+
+    def _receivers(self, subject: str) -> list[_MemorySubscription]:
+        """Return every plain subscription that matches, and one at random of each queue group."""
+        receivers = []
+        groups: dict[str, list[_MemorySubscription]] = {}
+        for subscription in self._subscriptions:
+            if not matches(subscription.subject, subject):
+                continue
+            if subscription.queue:
+                groups.setdefault(subscription.queue, []).append(subscription)
+            else:
+                receivers.append(subscription)
+        return receivers + [random.choice(members) for members in groups.values()]
+
+    @staticmethod
+    def _deliver(subscription: _MemorySubscription, message: Message) -> None:
+        try:
+            subscription.receive(message)
+        except Exception:
+            logger.exception("receiving on %s failed", subscription.subject)
+
+    def ask(
+        self, subject: str, payload: bytes, *, header: bytes | None = None, timeout: float, answer: Answer
+    ) -> Callable[[], None]:
+        """Send a request: see `Bus.ask`."""
+        reply = self._inbox.open(timeout, answer)
+        try:
+            self.publish(subject, payload, header=header, reply=reply)
+        except HTTPError:
+            self._inbox.drop(reply)
+            raise
+        return lambda: self._inbox.drop(reply)
+
+    async def subscribe(self, subject: str, receive: Receive, *, queue: str = "") -> Subscription:
+        """Receive what is sent on `subject`: see `Bus.subscribe`."""
+        if self._closed:
+            raise NatsDown("the bus is closed")
+        subscription = _MemorySubscription(self, subject, queue, receive)
+        self._subscriptions.add(subscription)
+        return subscription
+
+    async def flush(self, timeout: float = 5.0) -> None:
+        """Let everything that was sent arrive."""
+        if self._closed:
+            raise NatsDown("the bus is closed")
+        await asyncio.sleep(0)
+
+    async def close(self) -> None:
+        """End requests in flight and forget all subscriptions."""
+        if not self._closed:
+            self._closed = True
+            self._subscriptions.clear()
+            self._inbox.fail_all(NatsDown("the bus is closed"))
+            self._inbox.close()
