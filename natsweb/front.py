@@ -1,0 +1,93 @@
+"""The gateway on a socket: uvicorn, run by our own hand.
+
+uvicorn keeps sockets, TLS, HTTP and flow control. Ours are what it does otherwise: who handles signals (the
+command line), how a taken port is reported, and that one `stop()` ends it. The gateway knows nothing of this.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Generator
+
+import uvicorn
+
+from natsweb.errors import StartError
+from natsweb.gateway import Gateway
+
+__all__ = ["Front"]
+
+
+class _Server(uvicorn.Server):
+    """A uvicorn server that leaves signals alone."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Do nothing: the command line owns signals, and exits 0 after a clean stop."""
+        yield
+
+
+class Front:
+    """Serves a started gateway over HTTP at `host` and `port` (0: a free one).
+
+    `grace` is how many seconds answers under way may take after `stop`.
+    """
+
+    def __init__(self, gateway: Gateway, *, host: str = "127.0.0.1", port: int = 8000, grace: float = 25.0) -> None:
+        self._host = host
+        self._port = port
+        self._socket: socket.socket | None = None
+        self._task: asyncio.Task[None] | None = None
+        config = uvicorn.Config(
+            gateway,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=max(1, round(grace)),
+        )
+        self._server = _Server(config)
+
+    def __repr__(self) -> str:
+        return f"<Front {self.url}: {'serving' if self._task else 'not started'}>"
+
+    @property
+    def url(self) -> str:
+        """Where it listens, such as `http://127.0.0.1:8000`."""
+        host, port = self._host, self._port
+        if self._socket is not None:
+            port = self._socket.getsockname()[1]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    async def start(self) -> None:
+        """Listen; raises `StartError` if the address cannot be had."""
+        try:
+            family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+            self._socket = socket.create_server((self._host, self._port), family=family, backlog=2048)
+        except OSError as error:
+            raise StartError(
+                f"cannot listen on {self.url} ({error.strerror or error})",
+                fix="choose another address with --host and --port; --port 0 takes a free one",
+            ) from None
+        self._socket.setblocking(False)
+        self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]), name="natsweb front")
+
+    async def wait(self) -> None:
+        """Wait until the server has ended."""
+        if self._task is not None:
+            await self._task
+
+    async def stop(self, *, now: bool = False) -> bool:
+        """Stop listening, finish the answers under way, close; True if all were finished. `now` drops them."""
+        task = self._task
+        if task is None:
+            return True
+        self._server.should_exit = True
+        self._server.force_exit = self._server.force_exit or now
+        await task
+        cut = bool(self._server.server_state.tasks)
+        self._task = None
+        return not cut

@@ -1,0 +1,224 @@
+"""A service on the bus: subscribes its patterns, runs its handler for every request, answers each exactly once.
+
+One task per request, at most `concurrency` of them; beyond that the answer is a busy 503 at once. The deadline
+comes with the request: when it is up the caller gets a 504 and the handler is cancelled, whatever it does then.
+Answers go to inbox subjects only. The mirror image of the gateway; it knows no HTTP server.
+"""
+
+import asyncio
+import logging
+import time
+from typing import Protocol
+
+from natsweb.bus import Bus, Message, Subscription
+from natsweb.deadlines import Deadline, Deadlines
+from natsweb.errors import HandlerFailed, HTTPError, Overloaded, ReplyTooLarge, Stopping, TimeUp, TooLarge
+from natsweb.messages import Call, Response
+from natsweb.replies import problem
+from natsweb.subjects import subject_tokens
+from natsweb.wire import decode_request, encode_response
+
+__all__ = ["REPLY_PREFIXES", "App", "Worker"]
+
+logger = logging.getLogger("natsweb.worker")
+
+#: Where answers may go: inboxes, and what the server makes of them over imports and superclusters.
+REPLY_PREFIXES = ("_INBOX.", "_R_.", "_GR_.")
+
+_CLOCK_SKEW = 5.0
+
+
+class App(Protocol):
+    """What a worker serves: a `Service`, or anything shaped like one."""
+
+    name: str
+    queue: str
+    root: str
+
+    def patterns(self, root: str | None = None) -> list[str]:
+        """Return the subjects to subscribe to."""
+        ...
+
+    async def handle(self, call: Call) -> Response:
+        """Answer one request."""
+        ...
+
+
+class _Job:
+    """One request under way: answered at most once."""
+
+    __slots__ = ("answered", "call", "deadline", "reply", "task")
+
+    def __init__(self, call: Call, reply: str) -> None:
+        self.call = call
+        self.reply = reply
+        self.answered = False
+        self.deadline: Deadline | None = None
+        self.task: asyncio.Task[None] | None = None
+
+
+class Worker:
+    """Serves `app` on `bus` below `root` (default: the app's own).
+
+    `concurrency` bounds the requests under way, `timeout` is for requests that say none (seconds),
+    `reply_prefixes` are the subjects that answers may go to.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        app: App,
+        *,
+        root: str | None = None,
+        concurrency: int = 100,
+        timeout: float = 10.0,
+        reply_prefixes: tuple[str, ...] = REPLY_PREFIXES,
+    ) -> None:
+        self._bus = bus
+        self._app = app
+        self._root = root or app.root
+        self._concurrency = concurrency
+        self._timeout = timeout
+        self._reply_prefixes = reply_prefixes
+        self._jobs: set[_Job] = set()
+        self._subscriptions: list[Subscription] = []
+        self._deadlines = Deadlines()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def __repr__(self) -> str:
+        state = "live" if self._subscriptions else "stopped"
+        return f"<Worker {self._app.name} below {self._root}: {state}, {len(self._jobs)} requests under way>"
+
+    async def start(self) -> None:
+        """Subscribe; when this returns, the server sends requests here."""
+        for pattern in self._app.patterns(self._root):
+            self._subscriptions.append(await self._bus.subscribe(pattern, self._receive, queue=self._app.queue))
+        await self._bus.flush()
+
+    async def stop(self, grace: float = 25.0) -> bool:
+        """Take no more requests, finish those that are here, send their answers; True if all were finished.
+
+        What still runs after `grace` seconds is cancelled and answered 503. The order is what loses nothing:
+        unsubscribe, a round trip, finish, flush.
+        """
+        for subscription in self._subscriptions:
+            subscription.stop()
+        self._subscriptions.clear()
+        await self._round_trip()
+        try:
+            async with asyncio.timeout(grace):
+                await self._idle.wait()
+        except TimeoutError:
+            pass
+        left = list(self._jobs)
+        for job in left:
+            self._answer(job, problem(Stopping("the service stopped before the handler had finished")))
+            self._cancel(job)
+        if left:
+            await asyncio.wait([job.task for job in left if job.task is not None], timeout=1.0)
+        await self._round_trip()
+        self._deadlines.close()
+        return not left
+
+    async def _round_trip(self) -> None:
+        try:
+            await self._bus.flush()
+        except HTTPError as error:
+            logger.warning("stopping %s without a last round trip to NATS: %s", self._app.name, error.detail)
+
+    # ── one request ──
+
+    def _receive(self, message: Message) -> None:
+        """Take a request off the bus: decode it, and start its task or answer at once. Never blocks."""
+        reply = message.reply if message.reply.startswith(self._reply_prefixes) else ""
+        if message.reply and not reply:
+            logger.warning("a request on %r wants its answer on %r, which is no inbox", message.subject, message.reply)
+        call = Call("GET", [])
+        try:
+            call = decode_request(subject_tokens(self._root, message.subject), message.header, message.payload)
+        except HTTPError as error:
+            self._answer(_Job(call, reply), problem(error))
+            return
+        if call.service is not None and call.service != self._app.name:
+            return
+        if _is_stale(call):
+            logger.debug("dropped a request that sat in a stalled pipe for longer than its time")
+            return
+        job = _Job(call, reply)
+        if len(self._jobs) >= self._concurrency:
+            self._answer(job, problem(Overloaded("the service has as many requests as it takes"), executed=False))
+            return
+        self._start(job)
+
+    def _start(self, job: _Job) -> None:
+        timeout = self._timeout if job.call.timeout is None else job.call.timeout
+        self._jobs.add(job)
+        self._idle.clear()
+        job.deadline = self._deadlines.after(timeout, lambda: self._time_up(job, timeout))
+        job.task = asyncio.create_task(self._run(job))
+
+    async def _run(self, job: _Job) -> None:
+        try:
+            response = await self._app.handle(job.call)
+            if not isinstance(response, Response):
+                raise TypeError(f"{self._app.name} answered with {type(response).__name__}, not a Response")
+        except asyncio.CancelledError:
+            # Cancelled by us, it has its answer; a handler that cancels itself still owes one.
+            response = problem(HandlerFailed("the handler cancelled itself"))
+        except BaseException:
+            logger.exception("serving a request of %s failed", self._app.name)
+            response = problem(HandlerFailed("the service failed; its log says why"))
+        finally:
+            self._jobs.discard(job)
+            if job.deadline is not None:
+                job.deadline.cancel()
+            if not self._jobs:
+                self._idle.set()
+        self._answer(job, response)
+
+    def _time_up(self, job: _Job, timeout: float) -> None:
+        self._answer(job, problem(TimeUp(f"the handler did not answer within {timeout:g} s")))
+        self._cancel(job)
+
+    @staticmethod
+    def _cancel(job: _Job) -> None:
+        if job.task is not None:
+            job.task.cancel()
+
+    def _answer(self, job: _Job, response: Response) -> None:
+        """Publish the one answer of a request; later ones go nowhere."""
+        if job.answered:
+            return
+        job.answered = True
+        if not job.reply:
+            return
+        try:
+            self._publish(job, response)
+        except TooLarge:
+            limit = self._bus.max_payload
+            logger.error("the answer to %s %s is larger than max_payload (%d bytes)", *_who(job), limit)
+            self._publish_quietly(job, problem(ReplyTooLarge("the answer does not fit into one NATS message")))
+        except HTTPError as error:
+            logger.warning("the answer to %s %s was not sent: %s", *_who(job), error.detail)
+
+    def _publish_quietly(self, job: _Job, response: Response) -> None:
+        try:
+            self._publish(job, response)
+        except HTTPError as error:
+            logger.warning("the answer to %s %s was not sent: %s", *_who(job), error.detail)
+
+    def _publish(self, job: _Job, response: Response) -> None:
+        header, payload = encode_response(response, method=job.call.method, retry=response.retry)
+        self._bus.publish(job.reply, payload, header=header)
+
+
+def _who(job: _Job) -> tuple[str, str]:
+    return job.call.method, job.call.raw_path
+
+
+def _is_stale(call: Call) -> bool:
+    """Tell whether a request was sent so long ago that its caller has given up (`Nw-Sent`)."""
+    if call.sent is None or call.timeout is None:
+        return False
+    return time.time() - call.sent / 1000 > call.timeout + _CLOCK_SKEW
