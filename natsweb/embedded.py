@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sysconfig
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from natsweb.errors import StartError
@@ -51,12 +51,16 @@ def _is_free(port: int) -> bool:
 
 @contextlib.asynccontextmanager
 async def embedded_server(
-    *, port: int | None = None, prefer: int | None = None, arguments: tuple[str, ...] = ()
+    *,
+    port: int | None = None,
+    prefer: int | None = None,
+    arguments: tuple[str, ...] = (),
+    on_start: Callable[[int], None] | None = None,
 ) -> AsyncIterator[str]:
     """Run a nats-server while the context lasts, and give its URL.
 
     `port` is the port to take (default: a free one), `prefer` one to take if it is free, `arguments` are passed
-    to nats-server. Raises `StartError` if there is no binary or it does not come up.
+    to nats-server, `on_start` gets the id of its process. Raises `StartError` if there is no binary or it does not come up.
     """
     if port is None and prefer is not None and _is_free(prefer):
         port = prefer
@@ -83,6 +87,8 @@ async def embedded_server(
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+        if on_start is not None:
+            on_start(process.pid)
         try:
             yield await _url(process, Path(folder, f"nats-server_{process.pid}.ports"), log)
         finally:

@@ -175,7 +175,8 @@ class NatsBus:
 
         async def on_error(error: Exception) -> None:
             problems.append(_say(error))
-            self._complain(problems[-1])
+            if client is self._client:  # a failing first connect is reported as a whole, by what it raises
+                self._complain(problems[-1])
 
         async def on_disconnect() -> None:
             self._lost(client)

@@ -1,0 +1,40 @@
+# Needs only python3 (3.11 or newer), pip and make. Every target makes the venv that it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: dev test check lint types docs clean
+
+dev: $(VENV)/ready  ## run the orders example: a private nats-server, a gateway, the service
+	$(BIN)/natsweb dev examples/orders/app.py
+
+test: $(VENV)/ready  ## run the tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/ready lint types  ## what CI runs: lint, types, tests with coverage
+	$(BIN)/coverage erase
+	COVERAGE_PROCESS_START=pyproject.toml $(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report --skip-covered
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/ready
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+docs: $(VENV)/ready  ## build the documentation into site/
+	$(BIN)/pip install -q --group docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf $(VENV) site dist .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+# pip before 25.1 knows no dependency groups.
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install -q -e ".[standard]" --group dev
+	touch $@

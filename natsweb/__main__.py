@@ -1,0 +1,5 @@
+"""`python -m natsweb`: the command line."""
+
+from natsweb.cli import main
+
+main()

@@ -1,0 +1,178 @@
+"""`natsweb dev`: everything in one terminal.
+
+A private nats-server unless one is configured, the gateway in this process, the service in another that is
+started again when a file changes. The gateway stays up meanwhile, and holds requests for up to two seconds.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from natsweb.cli.console import set_up_logging
+from natsweb.cli.lifecycle import (
+    AppDirOption,
+    ContextOption,
+    NatsOption,
+    Stop,
+    VerboseOption,
+    connection_name,
+    finish,
+    nats_settings,
+    run_until_done,
+)
+from natsweb.cli.routes import print_routes
+from natsweb.cli.supervisor import Child, watch
+from natsweb.errors import StartError
+
+__all__ = ["command"]
+
+_HOLD = 2.0
+_GRACE = 5.0
+_DEFAULT_PORT = 4222
+
+
+def command(
+    app: Annotated[
+        str | None, typer.Argument(metavar="[APP:SVC]", help="The service, as module:name or file; found if left out.")
+    ] = None,
+    root: Annotated[
+        str | None, typer.Option("--root", envvar="NATSWEB_ROOT", help="Subject that stands for '/'.")
+    ] = None,
+    host: Annotated[str, typer.Option("--host", envvar="NATSWEB_HOST", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", "-p", envvar="NATSWEB_PORT", min=0, max=65535, help="Port; 0 takes a free one.")
+    ] = 8000,
+    nats: NatsOption = None,
+    context: ContextOption = None,
+    timeout: Annotated[float, typer.Option("--timeout", metavar="SECONDS", help="Time a request may take.")] = 10.0,
+    reload: Annotated[bool, typer.Option("--reload/--no-reload", help="Start the service again on change.")] = True,
+    app_dir: AppDirOption = ".",
+    verbose: VerboseOption = False,
+) -> None:
+    """Run a service, a gateway and a private nats-server in one terminal, with reload."""
+    from natsweb.cli.loading import find_target
+
+    set_up_logging(verbose)
+    target = find_target(app, Path(app_dir))
+    if reload:
+        _need_watchfiles()
+    arguments = [str(target), "--app-dir", str(target.folder), *(["--root", root] if root else [])]
+    flags = [*(["--nats", nats] if nats else []), *(["--context", context] if context else [])]
+    settings = nats_settings(nats, context)
+    folders = list(dict.fromkeys([target.folder.resolve(), Path.cwd()])) if reload else []
+    gateway = {"root": root, "host": host, "port": port, "timeout": timeout}
+    finish(run_until_done(lambda: _develop(settings, [*arguments, *flags], folders, gateway)))
+
+
+def _need_watchfiles() -> None:
+    try:
+        import watchfiles  # noqa: F401
+    except ImportError:
+        raise StartError(
+            "natsweb dev needs watchfiles to see changes",
+            fix='pip install "natsweb[dev]", or start with --no-reload',
+        ) from None
+
+
+async def _develop(settings: Any, arguments: list[str], folders: list[Path], gateway: dict[str, Any]) -> int:
+    from natsweb.natsbus import connect
+
+    stop = Stop()
+    stop.install()
+    async with _nats(settings, arguments, stop) as nats:
+        bus = await connect(nats, name=connection_name("dev"))
+        child = Child(bus, nats.inbox_prefix, arguments, environ=_environment(settings), on_start=stop.owns)
+        try:
+            await child.listen()
+            announced = await stop.before(_first_start(child, folders))
+            if announced is not None:
+                await _serve(stop, bus, child, folders, gateway, announced, private=not settings.is_configured)
+        finally:
+            await child.stop()
+            await bus.close()
+    return 0
+
+
+@contextlib.asynccontextmanager
+async def _nats(settings: Any, arguments: list[str], stop: Stop) -> AsyncIterator[Any]:
+    """Give the configured NATS, or a private server's; the service is told of it by flag."""
+    if settings.is_configured:
+        yield settings
+        return
+    from natsweb.embedded import embedded_server
+    from natsweb.settings import Nats
+
+    async with embedded_server(prefer=_DEFAULT_PORT, on_start=stop.owns) as url:
+        arguments += ["--nats", url]
+        yield Nats(urls=(url,), source="private")
+
+
+def _environment(settings: Any) -> dict[str, str]:
+    """Return the service's environment; with a private server, without logins for another."""
+    return {name: value for name, value in os.environ.items() if settings.is_configured or not name.startswith("NATS_")}
+
+
+async def _first_start(child: Child, folders: list[Path]) -> list[dict[str, Any]]:
+    """Start the service; while it fails, wait for a change and try again. Raises `StartError` if none can come."""
+    announced = await child.start()
+    if announced is not None:
+        return announced
+    if not folders:
+        raise StartError("the service did not start", fix="see the error above")
+    served: asyncio.Future[list[dict[str, Any]]] = asyncio.get_running_loop().create_future()
+    typer.echo("dev: the service did not start; waiting for a change", err=True)
+    watching = asyncio.ensure_future(watch(child, folders, on_start=served.set_result))
+    try:
+        return await served
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+
+async def _serve(
+    stop: Stop,
+    bus: Any,
+    child: Child,
+    folders: list[Path],
+    options: dict[str, Any],
+    announced: list[dict[str, Any]],
+    *,
+    private: bool,
+) -> None:
+    from natsweb.front import Front
+    from natsweb.gateway import Gateway
+
+    root = announced[0]["root"]
+    async with Gateway(root, bus=bus, timeout=options["timeout"]) as gateway:
+        front = Front(gateway, host=options["host"], port=options["port"], grace=_GRACE)
+        await front.start()
+        _print_banner(front.url, bus.server, announced, private=private, reload=bool(folders))
+        exchange = gateway.exchange
+        try:
+            await stop.before(
+                watch(
+                    child,
+                    folders,
+                    on_stop=lambda: exchange.pause(_HOLD),
+                    on_start=lambda _: exchange.resume(),
+                )
+            )
+        finally:
+            await front.stop()
+
+
+def _print_banner(http: str, nats: str, announced: list[dict[str, Any]], *, private: bool, reload: bool) -> None:
+    names = ", ".join(f"{one['service']} {one['version']}" for one in announced)
+    typer.echo(typer.style(f"natsweb dev: {names}", bold=True), err=True)
+    typer.echo(f"  http  {http}", err=True)
+    typer.echo(f"  nats  {nats}{' (a private nats-server)' if private else ''}", err=True)
+    typer.echo("", err=True)
+    for one in announced:
+        print_routes(one["routes"], indent="  ", err=True)
+    typer.echo("", err=True)
+    typer.echo(f"  {'reloads on change; ' if reload else ''}stop with Ctrl-C", err=True)

@@ -1,0 +1,143 @@
+"""A process from start to exit: event loop, signals, exit codes, and what every serving command shares.
+
+The first SIGTERM or SIGINT asks for a clean stop, the second ends the process now. The loop is uvloop where it
+is installed.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import platform
+import signal
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from natsweb.settings import Nats, find_nats
+
+__all__ = [
+    "AppDirOption",
+    "ContextOption",
+    "GraceOption",
+    "NatsOption",
+    "Stop",
+    "VerboseOption",
+    "WaitOption",
+    "connection_name",
+    "finish",
+    "nats_settings",
+    "run_until_done",
+]
+
+T = TypeVar("T")
+
+NatsOption = Annotated[
+    str | None, typer.Option("--nats", metavar="URL", help="NATS server, or several with commas [env: NATS_URL]")
+]
+ContextOption = Annotated[
+    str | None, typer.Option("--context", metavar="NAME", help="Context of the nats command line [env: NATS_CONTEXT]")
+]
+WaitOption = Annotated[float, typer.Option("--wait", metavar="SECONDS", help="Keep trying to reach NATS this long.")]
+GraceOption = Annotated[
+    float, typer.Option("--grace", metavar="SECONDS", help="Time for requests under way when stopping.")
+]
+AppDirOption = Annotated[str, typer.Option("--app-dir", metavar="DIR", help="Folder to import the app from.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")]
+
+
+def nats_settings(url: str | None, context: str | None) -> Nats:
+    """Return the NATS settings that flags, environment and context files give."""
+    return find_nats(url=url, context=context)
+
+
+def connection_name(name: str) -> str:
+    """Return what the NATS server shows for a connection of this process."""
+    return f"natsweb/{name}@{platform.node()}#{os.getpid()}"
+
+
+class Stop:
+    """Waits for the signal to stop; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self._asked = asyncio.Event()
+        self._children: set[int] = set()
+
+    def __repr__(self) -> str:
+        return f"<Stop: {'asked' if self._asked.is_set() else 'not asked'}>"
+
+    def install(self) -> None:
+        """Take over SIGTERM and SIGINT; SIGHUP is ignored."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            try:
+                loop.add_signal_handler(number, self.ask, number)
+            except NotImplementedError:  # Windows
+                signal.signal(number, lambda received, _: loop.call_soon_threadsafe(self.ask, received))
+        if hasattr(signal, "SIGHUP"):
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def owns(self, pid: int) -> None:
+        """Kill the process `pid` as well when this one has to end at once."""
+        self._children.add(pid)
+
+    def ask(self, number: int = signal.SIGTERM) -> None:
+        """Ask for a clean stop; asked twice, exit with 128 + the signal's number now."""
+        if self._asked.is_set():
+            for pid in self._children:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+            _exit_now(128 + number)
+        self._asked.set()
+
+    async def wait(self) -> None:
+        """Wait until somebody asks."""
+        await self._asked.wait()
+
+    async def before(self, work: Awaitable[T]) -> T | None:
+        """Return what `work` gives, or None if a stop was asked for first; then `work` is cancelled."""
+        task = asyncio.ensure_future(work)
+        asked = asyncio.ensure_future(self._asked.wait())
+        await asyncio.wait([task, asked], return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
+        if not task.done():
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            return None
+        return task.result()
+
+
+def run_until_done(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    """Run `main` in a fresh event loop and return its exit code."""
+    try:
+        import uvloop  # not on Windows
+    except ImportError:
+        factory = None
+    else:
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(main())
+
+
+def finish(code: int) -> None:
+    """Exit with `code`, even if a handler's thread never ends."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("natsweb-"):
+            thread.join(0.5)
+            if thread.is_alive():
+                logging.getLogger("natsweb").warning("a handler's thread does not end; leaving it behind")
+                _exit_now(code)
+    if code:
+        raise typer.Exit(code)
+
+
+def _exit_now(code: int) -> None:
+    logging.shutdown()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,176 @@
+"""`natsweb run`: serve services on NATS until told to stop."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from natsweb.cli.console import print_ready, set_up_logging
+from natsweb.cli.lifecycle import (
+    AppDirOption,
+    ContextOption,
+    GraceOption,
+    NatsOption,
+    Stop,
+    VerboseOption,
+    WaitOption,
+    connection_name,
+    finish,
+    nats_settings,
+    run_until_done,
+)
+from natsweb.errors import Mistake, SettingsError
+
+__all__ = ["command", "serve_here"]
+
+
+def command(
+    apps: Annotated[
+        list[str] | None, typer.Argument(metavar="[APP:SVC]...", help="Services to serve, as module:name or files.")
+    ] = None,
+    nats: NatsOption = None,
+    context: ContextOption = None,
+    root: Annotated[
+        str | None, typer.Option("--root", envvar="NATSWEB_ROOT", help="Subject that stands for '/'.")
+    ] = None,
+    queue: Annotated[
+        str | None, typer.Option("--queue", metavar="NAME", help="Queue group, instead of the service's own.")
+    ] = None,
+    concurrency: Annotated[
+        int, typer.Option("--concurrency", min=1, help="Requests under way at once, per service; more are refused.")
+    ] = 100,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Plain def handlers at once, per service.")
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option("--timeout", metavar="SECONDS", help="Time for requests that say none.")
+    ] = 10.0,
+    grace: GraceOption = 25.0,
+    wait: WaitOption = 0.0,
+    app_dir: AppDirOption = ".",
+    announce: Annotated[str | None, typer.Option("--announce", hidden=True)] = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Serve one or more services on NATS: one process, one connection.
+
+    Without an argument the app is looked for: NATSWEB_APP, [tool.natsweb] in pyproject.toml, then app.py and such.
+    """
+    from natsweb.cli.loading import find_target, load_services
+
+    set_up_logging(verbose)
+    named: list[str | None] = [*apps] if apps else [None]
+    targets = [find_target(one, Path(app_dir)) for one in named]
+    services = load_services(targets)
+    for service in services:
+        service.queue = queue or service.queue
+        service.threads = threads or service.threads
+    options = {"root": root, "concurrency": concurrency, "timeout": timeout}
+    settings = nats_settings(nats, context)
+    finish(run_until_done(lambda: _serve(services, settings, options, grace=grace, wait=wait, announce=announce)))
+
+
+def serve_here(services: Sequence[Any], *, nats: str | None, root: str | None) -> None:
+    """Serve services of this process, as `natsweb run` does: what `Service.run` calls."""
+    from natsweb.cli.console import print_mistake
+
+    set_up_logging(False)
+    try:
+        for service in services:
+            service.compile()
+        settings = nats_settings(nats, None)
+        code = run_until_done(lambda: _serve(services, settings, {"root": root}, grace=25.0, wait=0.0))
+    except Mistake as mistake:
+        print_mistake(mistake)
+        sys.exit(mistake.exit_code)
+    try:
+        finish(code)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+
+
+async def _serve(
+    services: Sequence[Any],
+    nats: Any,
+    options: dict[str, Any],
+    *,
+    grace: float,
+    wait: float,
+    announce: str | None = None,
+) -> int:
+    from natsweb.natsbus import connect
+    from natsweb.worker import REPLY_PREFIXES, Worker
+
+    _check_names(services)
+    stop = Stop()
+    stop.install()
+    name = connection_name(",".join(service.name for service in services))
+    bus = await stop.before(connect(nats, name=name, wait=wait))
+    if bus is None:
+        return 0
+    prefixes = (*REPLY_PREFIXES, f"{nats.inbox_prefix}.")
+    workers = [Worker(bus, service, reply_prefixes=prefixes, **options) for service in services]
+    try:
+        for worker in workers:
+            await worker.start()
+        if announce is None:
+            for service in services:
+                print_ready(f"natsweb {service.name} {service.version}", _facts(service, bus, options.get("root")))
+            await stop.wait()
+        else:
+            bus.publish(announce, _announcement(services, options.get("root")))
+            await asyncio.wait(
+                [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(_parent_gone())],
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        finished = await asyncio.gather(*[worker.stop(grace) for worker in workers])
+    finally:
+        await bus.close()
+        for service in services:
+            service.close()
+    return 0 if all(finished) else 5
+
+
+def _check_names(services: Sequence[Any]) -> None:
+    """Two services of one name would share a queue group and get each other's requests."""
+    names = [service.name for service in services]
+    for name in names:
+        if names.count(name) > 1:
+            raise SettingsError(f"two of these services are called {name!r}", fix="give each Service its own name")
+
+
+def _facts(service: Any, bus: Any, root: str | None) -> dict[str, Any]:
+    return {
+        "nats": bus.server,
+        "root": root or service.root,
+        "queue": service.queue,
+        "routes": len(service.routes),
+    }
+
+
+def _announcement(services: Sequence[Any], root: str | None) -> bytes:
+    from natsweb.cli.routes import route_rows
+
+    return json.dumps(
+        [
+            {
+                "service": service.name,
+                "version": service.version,
+                "root": root or service.root,
+                "routes": route_rows(service, root),
+            }
+            for service in services
+        ]
+    ).encode()
+
+
+async def _parent_gone() -> None:
+    """Wait for the end of stdin: the other end is held by the process that started this one."""
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while await reader.read(1024):
+        pass
