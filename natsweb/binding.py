@@ -22,7 +22,7 @@ from natsweb.errors import DeclarationError, FieldError, InvalidInput, Unsupport
 from natsweb.messages import Call, Request
 from natsweb.paths import Template
 
-__all__ = ["Place", "Plan", "compile_plan", "resolve_hints"]
+__all__ = ["Place", "Plan", "check_names", "compile_plan", "resolve_hints"]
 
 _MISSING = inspect.Parameter.empty
 _LISTS = (list, set, frozenset, tuple, Sequence, AbstractSet)
@@ -157,7 +157,9 @@ def compile_plan(function: Callable[..., Any], hints: Mapping[str, Any], templat
         annotation = hints.get(name, _MISSING)
         required = parameter.default is _MISSING
         if name in template.names:
-            path.append((name, _text_validator(str if annotation is _MISSING else annotation, name, place)))
+            annotation = str if annotation is _MISSING else annotation
+            _check_text(annotation, name, place)
+            path.append((name, _text_validator(annotation, name, place)))
         elif annotation is _MISSING:
             raise DeclarationError(
                 f"parameter {name!r} has no type",
@@ -201,9 +203,21 @@ def check_names(template: Template, parameters: Mapping[str, inspect.Parameter],
             raise DeclarationError(f"route <{name}> has no parameter in the handler", where=str(place), fix=hint)
 
 
+def _check_text(annotation: Any, name: str, place: Place) -> None:
+    if _is_body(annotation) or _is_list(annotation) or _strip(annotation) is Request:
+        raise DeclarationError(
+            f"<{name}> is one piece of text, which never makes a {getattr(annotation, '__name__', annotation)}",
+            where=str(place),
+            fix=f"annotate {name} with int, str, UUID, an Enum or the like; rename the parameter that takes the body",
+        )
+
+
 def _adapter(annotation: Any, name: str, place: Place) -> TypeAdapter[Any]:
     try:
-        return TypeAdapter(annotation)
+        adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+        if not adapter.pydantic_complete:
+            adapter.rebuild(raise_errors=True)  # a NameError, as of an annotation itself, if a part is not defined yet
+        return adapter
     except PydanticUserError as error:
         raise DeclarationError(
             f"parameter {name!r} has a type that pydantic cannot take: {_first_line(error)}",

@@ -60,7 +60,8 @@ async def embedded_server(
     """Run a nats-server while the context lasts, and give its URL.
 
     `port` is the port to take (default: a free one), `prefer` one to take if it is free, `arguments` are passed
-    to nats-server, `on_start` gets the id of its process. Raises `StartError` if there is no binary or it does not come up.
+    to nats-server, `on_start` gets the id of its process. Raises `StartError` if there is no
+    binary or it does not come up.
     """
     if port is None and prefer is not None and _is_free(prefer):
         port = prefer

@@ -113,7 +113,7 @@ class HTTPError(NatswebError):
             raise ValueError(f"HTTPError takes a status from 400 to 599, not {status}; return a Response instead")
         super().__init__(status, detail)
         self.status = int(status)
-        self.detail = detail
+        self.detail = str(detail).encode("utf-8", "replace").decode()
         self.reason = reason if reason is not None else self.default_reason
         self.headers = dict(headers or {})
         self.errors = list(errors)

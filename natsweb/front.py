@@ -76,9 +76,9 @@ class Front:
         self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]), name="natsweb front")
 
     async def wait(self) -> None:
-        """Wait until the server has ended."""
+        """Wait until the server has ended; cancelling the wait leaves the server alone."""
         if self._task is not None:
-            await self._task
+            await asyncio.shield(self._task)
 
     async def stop(self, *, now: bool = False) -> bool:
         """Stop listening, finish the answers under way, close; True if all were finished. `now` drops them."""

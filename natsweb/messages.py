@@ -7,12 +7,11 @@ somebody asks for the model; it has the same attribute names. This module knows 
 
 import json
 from collections.abc import Mapping
-from functools import cached_property
 from string import punctuation
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from urllib.parse import parse_qsl, quote
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from natsweb.errors import BadPath
 from natsweb.headers import Headers, HeaderSource
@@ -103,6 +102,13 @@ class Call:
         )
 
 
+def _text_to_bytes(body: Any, info: ValidationInfo) -> Any:
+    """Take text from Python as UTF-8; in JSON, text is base64."""
+    return body.encode() if isinstance(body, str) and info.mode == "python" else body
+
+
+Body = Annotated[bytes, BeforeValidator(_text_to_bytes)]
+
 _MODEL = ConfigDict(frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64")
 
 
@@ -120,7 +126,7 @@ class Request(BaseModel):
     raw_path: str = "/"
     query: str = ""
     headers: Headers = Headers()
-    body: bytes = b""
+    body: Body = b""
     client: str | None = None
     scheme: str = "http"
     timeout: float | None = None
@@ -157,7 +163,7 @@ class Request(BaseModel):
     def _printable(cls, query: str) -> str:
         return quote_query(query)
 
-    @cached_property
+    @property
     def tokens(self) -> list[str]:
         """The canonical subject tokens of the path."""
         return path_tokens(self.raw_path)
@@ -203,7 +209,7 @@ class Response(BaseModel):
 
     status: int = Field(default=200, ge=200, le=599)
     headers: Headers = Headers()
-    body: bytes = b""
+    body: Body = b""
 
     if TYPE_CHECKING:
 

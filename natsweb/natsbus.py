@@ -202,8 +202,12 @@ class NatsBus:
                 **_login(self._nats),
             )
         except (OSError, nats.errors.Error, TimeoutError, ValueError) as error:
+            why = problems[-1] if problems else _say(error)
+            if isinstance(error, ConnectionError) and getattr(client, "_server_info", {}).get("auth_required"):
+                # The server says why and hangs up; a client that is still writing loses the words.
+                why = "authorization violation"
             await _close_quietly(client)
-            raise _unreachable(self._nats, problems[-1] if problems else _say(error)) from error
+            raise _unreachable(self._nats, why) from error
         # The same options govern the first connect, which must fail soon, and all later ones, which never give up.
         client.options["allow_reconnect"] = True
         client.options["max_reconnect_attempts"] = -1
@@ -360,13 +364,17 @@ async def connect(nats: Nats, *, name: str = "natsweb", wait: float = 0.0) -> Na
     """
     loop = asyncio.get_running_loop()
     give_up = loop.time() + wait
+    told = False
     while True:
         bus = NatsBus(nats, name)
         try:
             await bus.start()
-        except NatsUnreachable:
+        except NatsUnreachable as error:
             if loop.time() >= give_up:
                 raise
+            if not told:
+                told = True
+                logger.warning("%s; trying for %g s", error.what, wait)
             await asyncio.sleep(min(0.5, max(0.0, give_up - loop.time())))
         else:
             return bus

@@ -99,6 +99,8 @@ class Template:
                     tokens.append(encode_segment(text))
         except BadPath as error:
             raise ValueError(f"{self.text!r}: {error.detail}") from None
+        if tokens == [encode_segment("")]:
+            raise ValueError(f"{self.text!r} with nothing in it is '/', which is another path")
         return to_path(tokens)
 
     def __str__(self) -> str:

@@ -5,7 +5,8 @@ the return annotation, once. The only place that knows the shape of a problem. K
 """
 
 from collections.abc import Callable
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, Field, TypeAdapter
 from pydantic_core import to_json
@@ -52,7 +53,7 @@ def problem(error: HTTPError, *, executed: bool = True) -> Response:
     kind = Response if executed else NotExecuted
     return kind(
         status=error.status,
-        headers=_PROBLEM + error.headers if error.headers else _PROBLEM,
+        headers=_PROBLEM + Headers(error.headers).without("content-type") if error.headers else _PROBLEM,
         body=body.model_dump_json(exclude_none=True).encode(),
     )
 
@@ -62,35 +63,54 @@ def compile_reply(annotation: Any, status: int | None) -> ToResponse:
 
     `annotation` is the resolved return annotation (`Any` if there is none), `status` the route's own, or None
     for 200 and, where nothing is returned, 204. Raises `PydanticUserError` for a type that pydantic
-    cannot take.
+    cannot take, `NameError` for one with a part that is not defined yet.
     """
-    dump = _compile_dump(annotation)
+    validate, to_bytes = _compile_json(annotation)
+    as_they_are = _as_they_are(annotation)
     some, none = status or 200, status or 204
 
     def to_response(value: Any) -> Response:
-        kind = type(value)
         if isinstance(value, Response):
             return value
+        if validate is not None:
+            value = validate(value)
+        kind = type(value)
+        if kind not in as_they_are:
+            return Response(status=some, headers=_JSON, body=to_bytes(value, by_alias=True))
         if value is None:
             return Response(status=none, headers=_NONE)
         if kind is str:
             return Response(status=some, headers=_TEXT, body=value.encode())
-        if kind is bytes:
-            return Response(status=some, headers=_BYTES, body=value)
-        return Response(status=some, headers=_JSON, body=dump(value))
+        return Response(status=some, headers=_BYTES, body=value)
 
     return to_response
 
 
-def _compile_dump(annotation: Any) -> Callable[[Any], bytes]:
-    """Return a serialiser to JSON bytes: values are validated unless they are instances of the very model."""
-    if annotation in (Any, None, type(None), Response, str, bytes):
-        return to_json
+def _compile_json(annotation: Any) -> tuple[Callable[[Any], Any] | None, Callable[..., bytes]]:
+    """Return a validator, which takes an instance of the very model as it is, and a serialiser to JSON bytes."""
+    if annotation is Any:
+        return None, to_json
     adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+    if not adapter.pydantic_complete:
+        adapter.rebuild(raise_errors=True)
     validate, to_bytes = adapter.validator.validate_python, adapter.serializer.to_json
-    model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return lambda value: value if type(value) is annotation else validate(value), to_bytes
+    if annotation in (str, bytes):
+        return lambda value: validate(value, strict=True), to_bytes
+    return validate, to_bytes
 
-    def dump(value: Any) -> bytes:
-        return to_bytes(value if type(value) is model else validate(value), by_alias=True)
 
-    return dump
+def _as_they_are(annotation: Any) -> frozenset[type]:
+    """Return which of None, str and bytes a return annotation lets through as they are."""
+    if annotation is Any:
+        return frozenset([type(None), str, bytes])
+    if annotation is None:
+        return frozenset([type(None)])
+    if get_origin(annotation) is Annotated:
+        return _as_they_are(get_args(annotation)[0])
+    if get_origin(annotation) is Literal:
+        return frozenset(map(type, get_args(annotation))) & {type(None), str, bytes}
+    if get_origin(annotation) in (Union, UnionType):
+        return frozenset().union(*map(_as_they_are, get_args(annotation)))
+    return frozenset([annotation]) & {type(None), str, bytes} if isinstance(annotation, type) else frozenset()

@@ -123,7 +123,9 @@ class Router(Generic[E]):
     def _without_slash(self, method: str, tokens: list[str]) -> Redirect:
         if method in ("GET", "HEAD") and len(tokens) > 1 and not decode_token(tokens[-1]):
             shorter = tokens[:-1]
-            if any("GET" in ends or "HEAD" in ends for ends in _search(self._root, shorter, 0)):
+            if decode_token(shorter[-1]) and any(
+                "GET" in ends or "HEAD" in ends for ends in _search(self._root, shorter, 0)
+            ):
                 return Redirect(shorter)
         raise NoRoute("no route of this service has this path")
 

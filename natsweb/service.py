@@ -12,16 +12,18 @@ import importlib
 import inspect
 import logging
 import os
+import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, ParamSpec, TypeVar
 
 from pydantic import PydanticUserError
 
 from natsweb.binding import Place, Plan, check_names, compile_plan, resolve_hints
-from natsweb.errors import DeclarationError, HandlerFailed, HTTPError
+from natsweb.errors import DeclarationError, HandlerFailed, HTTPError, SettingsError
 from natsweb.messages import Call, Request, Response
 from natsweb.paths import Template
 from natsweb.replies import ToResponse, compile_reply, problem
@@ -40,14 +42,17 @@ _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 @dataclass(slots=True)
 class Route:
-    """One declared handler: its template, methods and the function itself."""
+    """One declared handler: its template, methods and the function itself.
+
+    `frame` is where it was declared, kept until all names in its annotations are found.
+    """
 
     template: Template
     methods: tuple[str, ...]
     function: Callable[..., Any]
     status: int | None
     where: Place
-    names: Mapping[str, Any]
+    frame: FrameType | None
     plan: Plan | None = None
     to_response: ToResponse | None = None
 
@@ -63,7 +68,7 @@ class Route:
         """
         if self.plan is not None:
             return
-        hints = resolve_hints(self.function, self.names)
+        hints = resolve_hints(self.function, {} if self.frame is None else self.frame.f_locals)
         plan = compile_plan(self.function, hints, self.template, self.where)
         try:
             self.to_response = compile_reply(plan.returns, self.status)
@@ -74,7 +79,7 @@ class Route:
                 fix="return a model, a dataclass, a TypedDict, a standard type, or a Response",
             ) from None
         self.plan = plan
-        self.names = {}
+        self.frame = None
 
 
 class Service:
@@ -109,7 +114,18 @@ class Service:
             )
         self.name = name
         self.version = version
-        self.root = check_root(root)
+        if queue is not None and not re.fullmatch(r"[A-Za-z0-9._-]+", queue):
+            raise DeclarationError(
+                f"{queue!r} cannot be a queue group",
+                where=_caller_line(2),
+                fix="use letters, digits, '.', '-' and '_', or leave it out: it is the service's name then",
+            )
+        if threads is not None and threads < 1:
+            raise DeclarationError("a service needs one thread at least", where=_caller_line(2), fix="threads=1")
+        try:
+            self.root = check_root(root)
+        except SettingsError as error:
+            raise DeclarationError(error.what, where=_caller_line(2), fix=error.fix) from None
         self.queue = queue or name
         self.description = description
         self.threads = threads or min(32, 5 * (os.cpu_count() or 1))
@@ -166,11 +182,12 @@ class Service:
         self, word: str, path: str, methods: tuple[str, ...], status: int | None
     ) -> Callable[[Callable[P, R]], Callable[P, R]]:
         frame = sys._getframe(2)
-        names, line = frame.f_locals, f"{_short(frame.f_code.co_filename)}:{frame.f_lineno}"
+        line = f"{_short(frame.f_code.co_filename)}:{frame.f_lineno}"
 
         def declare(function: Callable[P, R]) -> Callable[P, R]:
-            where = Place(line, f'@svc.{word}("{path}")', _signature(function))
-            self._declare(path, methods, function, status, where, names)
+            signature = _signature(function) if inspect.isroutine(function) else repr(function)
+            where = Place(line, f'@svc.{word}("{path}")', signature)
+            self._declare(path, methods, function, status, where, frame)
             return function
 
         return declare
@@ -182,8 +199,14 @@ class Service:
         function: Callable[..., Any],
         status: int | None,
         where: Place,
-        names: Mapping[str, Any],
+        frame: FrameType,
     ) -> None:
+        if not inspect.isroutine(function):
+            raise DeclarationError(
+                f"a handler is a function, and this is a {type(function).__name__}",
+                where=where.line,
+                fix="wrap it: async def show(...): return await it(...)",
+            )
         if unknown := [method for method in methods if method not in _METHODS]:
             raise DeclarationError(
                 f"{unknown[0]!r} is not a method that a route can take",
@@ -197,7 +220,7 @@ class Service:
         except DeclarationError as error:
             raise DeclarationError(error.what, where=str(where), fix=error.fix) from None
         check_names(template, inspect.signature(function).parameters, where)
-        route = Route(template, methods, function, status, where, names)
+        route = Route(template, methods, function, status, where, frame)
         try:
             route.compile()
         except NameError:
@@ -234,7 +257,7 @@ class Service:
         try:
             found = self._router.find(call.method, call.tokens)
         except HTTPError as error:
-            return problem(error, executed=False)
+            return problem(error, executed=not error.retry)
         if not isinstance(found, Match):
             return _redirect_or_options(found, call)
         route, params = found
@@ -243,21 +266,34 @@ class Service:
             to_response = route.to_response
             assert to_response is not None
             return to_response(value)
-        except HTTPError as error:
-            return problem(error)
-        except asyncio.CancelledError:
-            raise
-        except BaseException:  # SystemExit and KeyboardInterrupt of one handler must not stop all others
-            logger.exception("%s %s failed (%s)", call.method, route.template, route.place)
-            return problem(HandlerFailed("the handler failed; the service's log says why"))
+        except BaseException as error:  # SystemExit and KeyboardInterrupt of one handler must not stop all others
+            return self._failed(error, f"{call.method} {route.template} failed ({route.place})")
+
+    @staticmethod
+    def _failed(error: BaseException, words: str) -> Response:
+        """Return the response of what a handler raised; raises it if it is the caller's own cancellation."""
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
+            raise error
+        if isinstance(error, HTTPError):
+            try:
+                return problem(error)
+            except Exception:
+                logger.exception("%s: its error cannot be sent", words)
+        else:
+            logger.error(words, exc_info=error)
+        return problem(HandlerFailed("the handler failed; the service's log says why"))
 
     async def _call(self, route: Route, call: Call | Request, params: dict[str, str]) -> Any:
         if route.plan is None:
             self.compile()
         plan = route.plan
         assert plan is not None
-        if plan.request is not None and isinstance(call, Call):
-            call.params = params
+        if plan.request is not None:
+            if isinstance(call, Call):
+                call.params = params
+            else:
+                call = call.model_copy(update={"params": params})
         arguments = plan.bind(call, params)
         if inspect.iscoroutinefunction(route.function):
             return await route.function(**arguments)
@@ -268,7 +304,9 @@ class Service:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix=f"natsweb-{self.name}")
         context = contextvars.copy_context()
-        value = await asyncio.get_running_loop().run_in_executor(self._pool, context.run, call)
+        value, error = await asyncio.get_running_loop().run_in_executor(self._pool, context.run, _outcome, call)
+        if error is not None:
+            raise error
         return await value if inspect.isawaitable(value) else value
 
     def close(self) -> None:
@@ -284,6 +322,14 @@ class Service:
         """
         # The command line stands above the service; it is loaded by name so that the arrow stays one-way.
         importlib.import_module("natsweb.cli.run").serve_here([self], nats=nats, root=root)
+
+
+def _outcome(call: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+    """Return what a call gives and what it raises: a future carries neither StopIteration nor SystemExit."""
+    try:
+        return call(), None
+    except BaseException as error:
+        return None, error
 
 
 def _redirect_or_options(found: Any, call: Call | Request) -> Response:
@@ -314,5 +360,7 @@ def _signature(function: Callable[..., Any]) -> str:
 
 
 def _is_semver(version: str) -> bool:
-    core = version.partition("+")[0].partition("-")[0].split(".")
-    return len(core) == 3 and all(part.isdigit() and (part == "0" or part[0] != "0") for part in core)
+    number, part = r"(0|[1-9][0-9]*)", r"[0-9A-Za-z-]+"
+    before = rf"(0|[1-9][0-9]*|[0-9]*[A-Za-z-]{part[:-1]}*)"
+    core = rf"{number}\.{number}\.{number}"
+    return re.fullmatch(rf"{core}(-{before}(\.{before})*)?(\+{part}(\.{part})*)?", version) is not None

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from natsweb.errors import SettingsError
 
@@ -40,7 +39,7 @@ class Limits:
 class Nats:
     """How to reach NATS. `source` tells where the URL was found; `looked_at` what else was considered."""
 
-    urls: tuple[str, ...] = (DEFAULT_URL,)
+    urls: tuple[str, ...] = field(default=(DEFAULT_URL,), repr=False)
     user: str | None = None
     password: str | None = field(default=None, repr=False)
     token: str | None = field(default=None, repr=False)
@@ -67,10 +66,8 @@ class Nats:
 
 def mask(url: str) -> str:
     """Return a URL with its user and password hidden."""
-    parts = urlsplit(url if "://" in url else f"nats://{url}")
-    if "@" not in parts.netloc:
-        return url
-    return parts._replace(netloc=f"***@{parts.netloc.rpartition('@')[2]}").geturl()
+    scheme, separator, rest = url.rpartition("://")
+    return f"{scheme}{separator}***@{rest.rpartition('@')[2]}" if "@" in rest else url
 
 
 # Setting -> environment variable of the nats command line, and key in its context files.
@@ -127,6 +124,8 @@ def find_nats(
 
 def _from_values(values: Mapping[str, Any], environ: Mapping[str, str]) -> Nats:
     urls = tuple(part.strip() for part in str(values.get("url") or DEFAULT_URL).split(",") if part.strip())
+    if not urls:
+        raise SettingsError("the NATS URL names no server", fix=f"write it as {DEFAULT_URL}")
     paths: dict[str, Any] = {name: _expand(str(values[name]), environ) for name in _PATHS if values.get(name)}
     user, password, token = (values.get(name) or None for name in ("user", "password", "token"))
     if user and not password:  # the nats command line takes NATS_USER alone for a token

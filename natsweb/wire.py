@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterable
 
-from natsweb.errors import BadReply, BadRequest, HTTPError, UnknownVersion
+from natsweb.errors import BadReply, BadRequest, UnknownVersion, phrase
 from natsweb.headers import HOP_BY_HOP, Headers, connection_options, encode_line
 from natsweb.messages import Call, Response, quote_query
 
@@ -199,17 +199,14 @@ def encode_response(
     if retry:
         lines.append(b"Nw-Retry: 1\r\n")
     if status >= 400:
-        lines.append(error_fields(status, error or str(HTTPError(status))))
-    length = None
-    for name, value in response.headers.fields:
-        if name == b"content-length":
-            length = value
-        elif name not in HOP_BY_HOP and not _is_ours(name):
-            lines.append(b"%b: %b\r\n" % (name, value))
-    if method == "HEAD" or status == 304:
+        lines.append(error_fields(status, error or phrase(status)))
+    for name, value in forwarded_fields(response.headers.fields):
+        lines.append(encode_line(name, value))
+    if _keeps_length(method, status):
+        length = response.headers.get_bytes(b"content-length")
         if length is None and payload:
             length = b"%d" % len(payload)
-        if length is not None:
+        if length is not None and _DIGITS(length):
             lines.append(b"content-length: %b\r\n" % length)
     lines.append(_END)
     return b"".join(lines), b"" if bodiless else payload
@@ -236,13 +233,16 @@ def decode_response(header: bytes | None, payload: bytes, *, method: str = "GET"
     ours, headers = _split(lines)
     status = _decode_status(ours)
     bodiless = method == "HEAD" or status in _NO_BODY
-    keep_length = method == "HEAD" or status == 304
-    kept = [
-        encode_line(name, value)
-        for name, value in headers.fields
-        if name not in HOP_BY_HOP and (name != b"content-length" or (keep_length and _DIGITS(value)))
-    ]
+    kept = [encode_line(name, value) for name, value in forwarded_fields(headers.fields)]
+    length = headers.get_bytes(b"content-length") if _keeps_length(method, status) else None
+    if length is not None and _DIGITS(length):
+        kept.append(encode_line(b"content-length", length))
     return Response(status=status, headers=Headers.from_block(b"".join(kept)), body=b"" if bodiless else payload)
+
+
+def _keeps_length(method: str, status: int) -> bool:
+    """Tell whether Content-Length speaks of a body that is not there (RFC 9110 section 8.6)."""
+    return (method == "HEAD" and status not in (204, 205)) or status == 304
 
 
 def _decode_status(ours: dict[bytes, bytes]) -> int:
@@ -259,11 +259,15 @@ def _decode_status(ours: dict[bytes, bytes]) -> int:
     return int(text)
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
 def _guess_type(payload: bytes) -> bytes:
     if not payload:
         return b""
     try:
-        json.loads(payload)
+        json.loads(payload, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         pass
     else:
