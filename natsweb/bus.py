@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from natsweb.deadlines import Deadline, Deadlines
-from natsweb.errors import HTTPError, NatsDown, NoService, TimeUp, TooLarge
+from natsweb.errors import Disconnected, HTTPError, NatsDown, NoService, TimeUp, TooLarge
 from natsweb.subjects import ANY, matches
 from natsweb.wire import is_no_responders
 
@@ -237,6 +237,8 @@ class MemoryBus:
         """Send a message: see `Bus.publish`."""
         if self._closed:
             raise NatsDown("the bus is closed")
+        if not isinstance(payload, bytes):
+            raise TypeError(f"a payload is bytes, not {type(payload).__name__}")
         if len(payload) + len(header or b"") > self.max_payload:
             raise TooLarge(f"the message is larger than max_payload ({self.max_payload} bytes)")
         message = Message(subject, reply, header, payload)
@@ -299,5 +301,5 @@ class MemoryBus:
         if not self._closed:
             self._closed = True
             self._subscriptions.clear()
-            self._inbox.fail_all(NatsDown("the bus is closed"))
+            self._inbox.fail_all(Disconnected("the bus is closed"))
             self._inbox.close()

@@ -69,7 +69,7 @@ class Deadlines:
         for number in sorted(self._buckets):
             if number > now + 0.001:
                 break
-            bucket = self._buckets.pop(number)
+            bucket = self._buckets.get(number)
             while bucket:
                 deadline = bucket.pop()
                 try:
@@ -89,4 +89,6 @@ class Deadlines:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        for bucket in self._buckets.values():
+            bucket.clear()
         self._buckets.clear()

@@ -63,8 +63,21 @@ async def embedded_server(
     to nats-server, `on_start` gets the id of its process. Raises `StartError` if there is no
     binary or it does not come up.
     """
-    if port is None and prefer is not None and _is_free(prefer):
-        port = prefer
+    async with contextlib.AsyncExitStack() as stack:
+        if port is None and prefer is not None and _is_free(prefer):
+            try:
+                url = await stack.enter_async_context(_running(prefer, arguments, on_start))
+            except StartError:  # somebody else took it between the look and the leap
+                url = await stack.enter_async_context(_running(None, arguments, on_start))
+        else:
+            url = await stack.enter_async_context(_running(port, arguments, on_start))
+        yield url
+
+
+@contextlib.asynccontextmanager
+async def _running(
+    port: int | None, arguments: tuple[str, ...], on_start: Callable[[int], None] | None
+) -> AsyncIterator[str]:
     binary = find_binary()
     with tempfile.TemporaryDirectory(prefix="natsweb-nats-") as folder:
         log = Path(folder, "log")

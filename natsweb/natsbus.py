@@ -2,13 +2,14 @@
 
 `NatsBus` keeps what must outlive a nats-py client: subscriptions, requests in flight, the inbox. nats-py closes
 itself for good on most server errors; then a new client is built and everything is subscribed again. Requests
-in flight end the moment the connection does. Bytes go through nats-py's public API with two small overrides:
-header blocks come out raw (its dict loses repeats and bytes), and a subject that is not UTF-8 cannot end the
-read loop.
+in flight end the moment the connection does. Bytes go through nats-py's public API with small overrides: header
+blocks come out raw (its dict loses repeats and bytes), and neither a subject that is not UTF-8 nor a header block
+that looks like protocol can end the read loop.
 """
 
 import asyncio
 import contextlib
+import json
 import logging
 import re
 import ssl
@@ -20,6 +21,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
+from nats.protocol.parser import Parser
 
 from natsweb.bus import Answer, Inbox, Message, Receive, Subscription
 from natsweb.errors import Disconnected, HTTPError, NatsDown, NatsUnreachable, Overloaded, TimeUp, TooLarge
@@ -34,6 +36,7 @@ _RECONNECT_WAIT = 0.2
 _PING_INTERVAL = 1
 _PINGS_MISSED = 2
 _MAX_UNSENT = 64 * 1024 * 1024
+_MAX_LINE = 1024 * 1024  # an INFO of a large cluster is the longest
 
 
 class _Raw(dict[str, str]):
@@ -42,8 +45,85 @@ class _Raw(dict[str, str]):
     block: bytes = b""
 
 
+class _Frames(Parser):
+    """The server's protocol, line by line and then by the length that the line says.
+
+    nats-py's own patterns run over the end of a line: a header block that begins with digits, which any peer
+    may send, poses as a length there and deafens the client.
+    """
+
+    def reset(self) -> None:
+        super().reset()
+        self._chunks: list[bytes] = []
+        self._have = 0
+        self._need = 0
+        self._generation = object()
+
+    async def parse(self, data: bytes = b"") -> None:
+        """Take bytes off the socket; raises `ProtocolError` for what no server says."""
+        self._chunks.append(data)
+        self._have += len(data)
+        if self._have < self._need:
+            return
+        buffer = b"".join(self._chunks) if len(self._chunks) > 1 else data
+        generation = self._generation
+        start, self._need = 0, 0
+        while (end := buffer.find(b"\r\n", start)) >= 0:
+            words = buffer[start:end].split(b" ")  # a subject may have any other white space in it
+            operation = words[0]
+            if operation in (b"MSG", b"HMSG"):
+                body = end + 2
+                sid, subject, reply, header_size, size = _message_line(words, operation == b"HMSG")
+                if len(buffer) < body + size + 2:
+                    self._need = body + size + 2 - start
+                    break
+                header = buffer[body : body + header_size] if operation == b"HMSG" else None
+                start = body + size + 2
+                await self.nc._process_msg(sid, subject, reply, buffer[body + header_size : start - 2], header)
+            else:
+                line, start = buffer[start:end], end + 2
+                await self._control(operation, line)
+            if self._generation is not generation:
+                return  # reset meanwhile: what is left was said on another connection
+        else:
+            if len(buffer) - start > _MAX_LINE:
+                raise nats.errors.ProtocolError
+        self._chunks, self._have = [buffer[start:]], len(buffer) - start
+
+    async def _control(self, operation: bytes, line: bytes) -> None:
+        if operation == b"PING":
+            await self.nc._process_ping()
+        elif operation == b"PONG":
+            await self.nc._process_pong()
+        elif operation == b"INFO":
+            await self.nc._process_info(json.loads(line[5:]))
+        elif operation == b"-ERR":
+            await self.nc._process_err(line[5:].decode("latin-1").strip().lower())
+        elif operation != b"+OK":
+            raise nats.errors.ProtocolError
+
+
+def _message_line(words: list[bytes], has_header: bool) -> tuple[int, bytes, bytes, int, int]:
+    """Return sid, subject, reply, header size and whole size of a MSG or HMSG line."""
+    try:
+        _, subject, sid, *rest = words
+        size = int(rest.pop())
+        header_size = int(rest.pop()) if has_header else 0
+        reply = rest.pop() if rest else b""
+        number = int(sid)
+    except (ValueError, IndexError):
+        raise nats.errors.ProtocolError from None
+    if rest or not 0 <= header_size <= size:
+        raise nats.errors.ProtocolError
+    return number, subject, reply, header_size, size
+
+
 class _Client(Client):
     """A nats-py client that keeps header blocks and survives subjects that are not UTF-8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ps = _Frames(self)
 
     async def _process_headers(self, headers: bytes | None) -> dict[str, str] | None:
         if not headers:
@@ -79,10 +159,14 @@ class _Latin1(str):
 
 
 class _Lines:
-    """A header block in the shape that `Client.publish` reads: repeated names stay repeated."""
+    """A header block in the shape that `Client.publish` reads: repeated names stay repeated.
+
+    nats-py writes `name: value` whatever the space around the colon was; `size` is the size of what it writes.
+    """
 
     def __init__(self, block: bytes) -> None:
-        self._lines = block.split(b"\r\n")[1:-2]
+        self._lines = [line for line in block.split(b"\r\n")[1:-2] if b":" in line]
+        self.size = 12 + sum(len(name) + len(value.encode()) + 4 for name, value in self.items())
 
     def items(self) -> Iterator[tuple[str, str]]:
         for line in self._lines:
@@ -250,7 +334,10 @@ class NatsBus:
 
     def publish(self, subject: str, payload: bytes, *, header: bytes | None = None, reply: str = "") -> None:
         """Send a message: see `Bus.publish`. Also raises `Overloaded` when too much waits to be sent."""
-        size = len(payload) + len(header or b"")
+        if not isinstance(payload, bytes):
+            raise TypeError(f"a payload is bytes, not {type(payload).__name__}")
+        lines = None if header is None else _Lines(header)
+        size = len(payload) + max(len(header or b""), 0 if lines is None else lines.size)
         if not self.is_connected:
             raise NatsDown("there is no connection to NATS")
         if size > self.max_payload:
@@ -258,12 +345,11 @@ class NatsBus:
         if self._unsent_bytes + self._client.pending_data_size > _MAX_UNSENT:
             raise Overloaded("the connection to NATS is congested")
         client = self._client
-        lines: Any = None if header is None else _Lines(header)
         self._unsent_bytes += size
 
         async def send() -> None:
             self._unsent_bytes -= size
-            await client.publish(subject, payload, reply, headers=lines)
+            await client.publish(subject, payload, reply, headers=lines)  # type: ignore[arg-type]
 
         self._unsent.append(send)
         self._idle.clear()
@@ -277,7 +363,7 @@ class NatsBus:
             while self._unsent:
                 try:
                     await self._unsent.popleft()()
-                except (nats.errors.Error, OSError, ValueError) as error:
+                except Exception as error:  # whatever one message does, the next ones go out
                     self._complain(f"a message was not sent: {_say(error)}")
             self._idle.set()
 
@@ -316,8 +402,12 @@ class NatsBus:
         client, current = self._client, subscription.current
 
         async def unsubscribe() -> None:
-            if current is not None and client.is_connected:
+            if current is None:
+                return
+            if client.is_connected:
                 await client._send_unsubscribe(current._id)
+            else:
+                await current.unsubscribe()  # so that nats-py does not subscribe it again
 
         self._unsent.append(unsubscribe)
         self._idle.clear()
@@ -325,6 +415,8 @@ class NatsBus:
 
     async def flush(self, timeout: float = 5.0) -> None:
         """Wait for a round trip to the server, behind all that was sent: see `Bus.flush`."""
+        if self._closing:
+            raise NatsDown("the connection to NATS is closed")
         async with _deadline(timeout, "NATS did not answer a ping"):
             await self._idle.wait()
             if not self.is_connected:

@@ -198,15 +198,18 @@ class Worker:
         except TooLarge:
             limit = self._bus.max_payload
             logger.error("the answer to %s %s is larger than max_payload (%d bytes)", *_who(job), limit)
-            self._publish_quietly(job, problem(ReplyTooLarge("the answer does not fit into one NATS message")))
+            self._publish_instead(job, ReplyTooLarge("the answer does not fit into one NATS message"))
         except HTTPError as error:
             logger.warning("the answer to %s %s was not sent: %s", *_who(job), error.detail)
+        except Exception:
+            logger.exception("the answer to %s %s is none that can be sent", *_who(job))
+            self._publish_instead(job, HandlerFailed("the handler's answer cannot be sent; the log says why"))
 
-    def _publish_quietly(self, job: _Job, response: Response) -> None:
+    def _publish_instead(self, job: _Job, error: HTTPError) -> None:
         try:
-            self._publish(job, response)
-        except HTTPError as error:
-            logger.warning("the answer to %s %s was not sent: %s", *_who(job), error.detail)
+            self._publish(job, problem(error))
+        except HTTPError as why:
+            logger.warning("the answer to %s %s was not sent: %s", *_who(job), why.detail)
 
     def _publish(self, job: _Job, response: Response) -> None:
         header, payload = encode_response(response, method=job.call.method, retry=response.retry)
