@@ -34,6 +34,7 @@ clean:
 
 # pip before 25.1 knows no dependency groups.
 $(VENV)/ready: pyproject.toml
+	@echo "installing natsweb and its tools into $(VENV), once; this takes half a minute or so"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install -q -e ".[standard]" --group dev

@@ -166,6 +166,12 @@ async def _serve(
             await front.stop()
 
 
+def _example(announced: list[dict[str, Any]]) -> str | None:
+    """Return a path that a first GET can go to as it is."""
+    rows = [row for one in announced for row in one["routes"]]
+    return next((row["path"] for row in rows if row["method"] == "GET" and "<" not in row["path"]), None)
+
+
 def _print_banner(http: str, nats: str, announced: list[dict[str, Any]], *, private: bool, reload: bool) -> None:
     names = ", ".join(f"{one['service']} {one['version']}" for one in announced)
     typer.echo(typer.style(f"natsweb dev: {names}", bold=True), err=True)
@@ -175,4 +181,6 @@ def _print_banner(http: str, nats: str, announced: list[dict[str, Any]], *, priv
     for one in announced:
         print_routes(one["routes"], indent="  ", err=True)
     typer.echo("", err=True)
+    if example := _example(announced):
+        typer.echo(f"  try it: curl {http}{example}", err=True)
     typer.echo(f"  {'reloads on change; ' if reload else ''}stop with Ctrl-C", err=True)
