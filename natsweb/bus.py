@@ -86,7 +86,8 @@ class Bus(Protocol):
     async def flush(self, timeout: float = 5.0) -> None:
         """Wait until the server has seen all that was sent, and all that it had sent has been received.
 
-        Raises `NatsDown` without a connection, `TimeUp` after `timeout` seconds.
+        Raises `NatsDown` without a connection, `TimeUp` after `timeout` seconds, `NatsRefused` if the server has
+        refused a subscription since the last `flush`.
         """
 
     async def close(self) -> None:

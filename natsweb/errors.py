@@ -16,7 +16,8 @@
         ├── DeclarationError           in a service's code
         ├── SettingsError              in flags, environment or files
         └── StartError                 the process could not start (exit code 3)
-            └── NatsUnreachable            no NATS server, or login refused (exit code 4)
+            ├── NatsUnreachable            no NATS server, or login refused (exit code 4)
+            └── NatsRefused                no permission to subscribe (exit code 4)
 
 This module knows statuses, reasons and exit codes. It knows neither NATS nor HTTP libraries.
 """
@@ -41,6 +42,7 @@ __all__ = [
     "MethodNotAllowed",
     "Mistake",
     "NatsDown",
+    "NatsRefused",
     "NatsUnreachable",
     "NatswebError",
     "NoRoute",
@@ -241,9 +243,12 @@ class Overloaded(_Fixed):
 
 
 class Stopping(_Fixed):
-    """This process is shutting down; the request has not been started."""
+    """This process is shutting down, and has not finished the request."""
 
-    fixed_status, default_reason, retry = 503, "stopping", True
+    fixed_status, default_reason = 503, "stopping"
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__(detail, headers={"retry-after": "1"})
 
 
 class TimeUp(_Fixed):
@@ -301,5 +306,11 @@ class StartError(Mistake):
 
 class NatsUnreachable(StartError):
     """No NATS server answered, or it refused the login."""
+
+    exit_code = 4
+
+
+class NatsRefused(StartError):
+    """The NATS server does not let this user subscribe to what it has to."""
 
     exit_code = 4

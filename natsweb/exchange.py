@@ -1,41 +1,43 @@
 """One HTTP request over the bus and back: what both doors of the gateway share.
 
 Decides, before anything is sent, whether a request can cross: path, method, header block, sizes, what waits
-already. Sends it with its deadline, sends it once more where it was surely not executed, and turns what comes
-back, or does not, into a response. It knows no sockets, no ASGI and no HTTP parser.
+already. Then a `Flight` carries it: sends it with its deadline, sends it once more where it was surely not
+executed, and ends with a reply or an error, exactly once. It knows no sockets, no ASGI and no HTTP parser.
 """
 
 import asyncio
 import random
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
-from natsweb.bus import Bus, request
+from natsweb.bus import Bus, Message
 from natsweb.errors import (
-    BadRequest,
     HeadersTooLarge,
     HTTPError,
     MethodNotAllowed,
     NatsDown,
     NoService,
     Overloaded,
+    Stopping,
     TimeUp,
     TooLarge,
 )
-from natsweb.headers import Headers, encode_line
 from natsweb.messages import Response
 from natsweb.replies import problem
 from natsweb.settings import Limits
 from natsweb.subjects import check_root, to_subject
-from natsweb.wire import decode_response, encode_request, forwarded_fields, may_retry
+from natsweb.wire import decode_response, encode_fields, encode_request, may_retry
 
-__all__ = ["Exchange", "Incoming"]
+__all__ = ["Done", "Exchange", "Flight", "Incoming", "to_response"]
 
 _METHOD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Z]{1,32}").fullmatch
 _FORWARDED_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 _RETRIES = 2
+
+#: Gets the one outcome of a flight: the reply as it came, or what went wrong.
+Done = Callable[[Message | HTTPError], None]
 
 
 class Incoming(NamedTuple):
@@ -70,36 +72,132 @@ class _Budget:
         return True
 
 
+class Flight:
+    """One request under way: from the first try to its one outcome."""
+
+    __slots__ = ("_attempt", "_cancel", "_deadline", "_done", "_exchange", "body", "fields", "incoming", "subject")
+
+    def __init__(
+        self, exchange: "Exchange", incoming: Incoming, subject: str, fields: bytes, body: bytes, done: Done
+    ) -> None:
+        self.incoming = incoming
+        self.subject = subject
+        self.fields = fields
+        self.body = body
+        self._exchange = exchange
+        self._done: Done | None = done
+        self._deadline = exchange.loop.time() + exchange.timeout
+        self._attempt = 0
+        self._cancel: Callable[[], None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Flight {self.subject}: {'over' if self._done is None else f'try {self._attempt}'}>"
+
+    def send(self) -> None:
+        """Try once (more)."""
+        left = self._deadline - self._exchange.loop.time()
+        if left <= 0:
+            self.finish(TimeUp(f"no answer within {self._exchange.timeout:g} s"))
+            return
+        incoming = self.incoming
+        header = encode_request(
+            incoming.method,
+            self.fields,
+            query=incoming.query,
+            timeout_ms=int(left * 1000),
+            sent_ms=int(time.time() * 1000),
+            client=incoming.client,
+            scheme=incoming.scheme,
+        )
+        self._attempt += 1
+        try:
+            self._cancel = self._exchange.bus.ask(
+                self.subject, self.body, header=header, timeout=left, answer=self._on_answer
+            )
+        except NatsDown:
+            self.finish(_nats_down())
+        except HTTPError as error:
+            self.finish(error)
+
+    def _on_answer(self, outcome: Message | HTTPError) -> None:
+        self._cancel = None
+        if isinstance(outcome, Message):
+            # Another member may take it at once; after that, not all at the same time.
+            pause = 0.0 if self._attempt == 1 else random.uniform(0.01, 0.03)
+            if may_retry(outcome.header) and self._attempt <= _RETRIES and self._go_again(pause):
+                return
+        elif isinstance(outcome, NoService):
+            if self._exchange.is_paused:
+                self._exchange.hold(self)
+                return
+            if self._attempt == 1 and self._go_again(random.uniform(0.01, 0.03)):
+                return
+        self.finish(outcome)
+
+    def _go_again(self, pause: float) -> bool:
+        loop = self._exchange.loop
+        if not self._exchange.budget.spend() or loop.time() + pause >= self._deadline:
+            return False
+        timer = loop.call_later(pause, self.send)
+        self._cancel = timer.cancel
+        return True
+
+    def wait(self, seconds: float, give_up: Callable[[], None]) -> None:
+        """Wait for `send`, or call `give_up` after `seconds` or at the deadline."""
+        loop = self._exchange.loop
+        timer = loop.call_at(min(loop.time() + seconds, self._deadline), give_up)
+        self._cancel = timer.cancel
+
+    def finish(self, outcome: Message | HTTPError) -> None:
+        """End with an outcome, unless it has ended."""
+        done = self._end()
+        if done is not None:
+            done(outcome)
+
+    def drop(self) -> None:
+        """End without an outcome: nobody waits for it any more."""
+        self._end()
+
+    def _end(self) -> Done | None:
+        done, self._done = self._done, None
+        if done is not None:
+            cancel, self._cancel = self._cancel, None
+            if cancel is not None:
+                cancel()
+            self._exchange.forget(self)
+        return done
+
+
 class Exchange:
     """Carries requests over `bus` to the services below `root`, each for `timeout` seconds at most."""
 
     def __init__(self, bus: Bus, root: str, *, timeout: float = 10.0, limits: Limits | None = None) -> None:
-        self._bus = bus
-        self._root = check_root(root)
-        self._timeout = timeout
-        self._limits = limits or Limits()
-        self._budget = _Budget()
-        self._pending = 0
+        self.bus = bus
+        self.root = check_root(root)
+        self.timeout = timeout
+        self.limits = limits or Limits()
+        self.budget = _Budget()
+        self.loop = asyncio.get_running_loop()
+        self._flights: set[Flight] = set()
         self._pending_bytes = 0
-        self._hold: float = 0.0
-        self._resumed = asyncio.Event()
-        self._resumed.set()
+        self._held: set[Flight] = set()
+        self._hold_for: float | None = None
 
     def __repr__(self) -> str:
-        return f"<Exchange below {self._root}: {self._pending} requests under way>"
+        return f"<Exchange below {self.root}: {len(self._flights)} requests under way>"
 
-    # ── before the body is there ──
+    # ── whether a request can cross ──
 
     @property
     def max_body(self) -> int:
         """Largest request body in bytes, with the smallest of header blocks."""
-        return self._bus.max_payload - self._limits.margin
+        return self.bus.max_payload - self.limits.margin
 
     def admit(self, length: int | None) -> None:
-        """Raise `Overloaded` or `TooLarge` for a request whose body has `length` bytes, if known, before it is read."""
-        if not self._bus.is_connected:
+        """Raise `Overloaded`, `TooLarge` or `NatsDown` before a body is read; `length` is its size, if known."""
+        if not self.bus.is_connected:
             raise _nats_down()
-        if self._pending >= self._limits.pending or self._pending_bytes > self._limits.pending_bytes:
+        if len(self._flights) >= self.limits.pending or self._pending_bytes > self.limits.pending_bytes:
             raise Overloaded("the gateway has as many requests under way as it may have")
         if length is not None and length > self.max_body:
             raise self.too_large()
@@ -108,118 +206,98 @@ class Exchange:
         """Return the error of a body over the limit, with the limit in words."""
         return TooLarge(
             f"the request body is too large: at most {self.max_body} bytes, less the size of the headers, "
-            f"fit into one NATS message (max_payload of the server is {self._bus.max_payload})"
+            f"fit into one NATS message (max_payload of the server is {self.bus.max_payload})"
         )
 
-    # ── the exchange ──
+    def launch(self, incoming: Incoming, body: bytes, done: Done) -> Flight:
+        """Send a request; `done` is called once, with its outcome, unless the flight is dropped.
+
+        Raises `HTTPError` for a request that cannot cross; nothing has been sent then.
+        """
+        method = incoming.method
+        if method in ("TRACE", "CONNECT"):
+            raise MethodNotAllowed(f"a gateway does not forward {method}", allow=_FORWARDED_METHODS)
+        if not _METHOD(method):
+            raise HTTPError(501, "this is not an HTTP method", reason="unknown_method")
+        subject = to_subject(self.root, incoming.raw_path.decode("latin-1"), limit=self.limits.subject)
+        fields = encode_fields(incoming.fields)
+        if len(fields) > self.limits.header_bytes:
+            raise HeadersTooLarge(f"the request's headers have more than {self.limits.header_bytes} bytes")
+        if len(incoming.fields) > self.limits.header_count:
+            raise HeadersTooLarge(f"the request has more than {self.limits.header_count} headers")
+        if len(fields) + len(body) > self.max_body:
+            raise self.too_large()
+        flight = Flight(self, incoming, subject, fields, body, done)
+        self._flights.add(flight)
+        self._pending_bytes += len(body)
+        self.budget.earn()
+        flight.send()
+        return flight
+
+    def forget(self, flight: Flight) -> None:
+        """Take a flight that is over off the books."""
+        self._flights.discard(flight)
+        self._held.discard(flight)
+        self._pending_bytes -= len(flight.body)
 
     async def forward(self, incoming: Incoming, body: bytes) -> Response:
-        """Return the response to a request; every failure is a response as well (DESIGN: promises)."""
+        """Return the response to a request; every failure is a response as well. Cancelling drops the request."""
+        landed: asyncio.Future[Message | HTTPError] = self.loop.create_future()
         try:
-            subject, headers = self._check(incoming, body)
+            flight = self.launch(incoming, body, landed.set_result)
         except HTTPError as error:
             return problem(error)
-        self._pending += 1
-        self._pending_bytes += len(body)
-        self._budget.earn()
         try:
-            return await self._ask(incoming, subject, headers, body)
-        except HTTPError as error:
-            return problem(error)
+            outcome = await landed
         finally:
-            self._pending -= 1
-            self._pending_bytes -= len(body)
+            flight.drop()
+        return to_response(outcome, incoming.method)
 
-    def _check(self, incoming: Incoming, body: bytes) -> tuple[str, Headers]:
-        if incoming.method in ("TRACE", "CONNECT"):
-            raise MethodNotAllowed(f"a gateway does not forward {incoming.method}", allow=_FORWARDED_METHODS)
-        if not _METHOD(incoming.method):
-            raise HTTPError(501, "this is not an HTTP method", reason="unknown_method")
-        subject = to_subject(self._root, incoming.raw_path.decode("latin-1"), limit=self._limits.subject)
-        headers = self._headers(incoming.fields)
-        if len(headers.block) + len(body) > self.max_body:
-            raise self.too_large()
-        return subject, headers
-
-    def _headers(self, fields: Iterable[tuple[bytes, bytes]]) -> Headers:
-        forwarded = forwarded_fields(fields)
-        if len(forwarded) > self._limits.header_count:
-            raise HeadersTooLarge(f"the request has more than {self._limits.header_count} headers")
-        try:
-            block = b"".join([encode_line(name, value) for name, value in forwarded])
-        except ValueError as error:
-            raise BadRequest(str(error)) from None
-        if len(block) > self._limits.header_bytes:
-            raise HeadersTooLarge(f"the request's headers have more than {self._limits.header_bytes} bytes")
-        return Headers.from_block(block)
-
-    async def _ask(self, incoming: Incoming, subject: str, headers: Headers, body: bytes) -> Response:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._timeout
-        for attempt in range(_RETRIES + 1):
-            left = deadline - loop.time()
-            if left <= 0:
-                break
-            header = encode_request(
-                incoming.method,
-                headers,
-                query=incoming.query,
-                timeout_ms=int(left * 1000),
-                sent_ms=int(time.time() * 1000),
-                client=incoming.client,
-                scheme=incoming.scheme,
-            )
-            try:
-                message = await request(self._bus, subject, body, header=header, timeout=left)
-            except NatsDown:
-                raise _nats_down() from None
-            except NoService:
-                if await self._held(deadline):
-                    continue
-                if attempt > 0 or not await self._may_go_again(1, deadline):
-                    raise
-                continue
-            if not (may_retry(message.header) and attempt < _RETRIES and await self._may_go_again(attempt, deadline)):
-                return decode_response(message.header, message.payload, method=incoming.method)
-        raise TimeUp(f"no answer within {self._timeout:g} s")
-
-    async def _may_go_again(self, attempt: int, deadline: float) -> bool:
-        """Wait a moment before the next try, if one is allowed: at once for the first, jittered after that."""
-        if not self._budget.spend():
-            return False
-        pause = random.uniform(0.01, 0.03) * attempt
-        if asyncio.get_running_loop().time() + pause >= deadline:
-            return False
-        await asyncio.sleep(pause)
-        return True
+    def cut(self) -> int:
+        """End everything under way with a 503; return how many that were."""
+        flights = list(self._flights)
+        for flight in flights:
+            flight.finish(Stopping("the gateway stopped before the answer was there"))
+        return len(flights)
 
     # ── holding requests while a service restarts ──
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether requests that nobody listens to are held."""
+        return self._hold_for is not None
+
     def pause(self, hold: float) -> None:
         """From now on, requests that nobody listens to wait up to `hold` seconds for `resume`."""
-        self._hold = hold
-        self._resumed.clear()
+        self._hold_for = hold
 
     def resume(self) -> None:
         """Send what waits, and stop holding."""
-        self._resumed.set()
+        self._hold_for = None
+        held, self._held = self._held, set()
+        for flight in held:
+            flight.send()
 
-    async def _held(self, deadline: float) -> bool:
-        """Wait for a restarting service; True if the request should be sent again, False if nothing restarts.
+    def hold(self, flight: Flight) -> None:
+        """Keep a flight until `resume`, or answer 503 when the service is not back in time."""
+        self._held.add(flight)
+        restarting = HTTPError(
+            503,
+            "the service is restarting, or does not start",
+            reason="no_service",
+            headers={"retry-after": "1"},
+        )
+        flight.wait(self._hold_for or 0.0, lambda: flight.finish(restarting))
 
-        Raises a 503 when the service is not back in time.
-        """
-        if self._resumed.is_set():
-            return False
-        left = min(self._hold, deadline - asyncio.get_running_loop().time())
-        try:
-            async with asyncio.timeout(left):
-                await self._resumed.wait()
-        except TimeoutError:
-            raise HTTPError(
-                503, "the service is restarting", reason="no_service", headers={"retry-after": "1"}
-            ) from None
-        return True
+
+def to_response(outcome: Message | HTTPError, method: str) -> Response:
+    """Return the response of a flight's outcome."""
+    try:
+        if isinstance(outcome, HTTPError):
+            return problem(outcome)
+        return decode_response(outcome.header, outcome.payload, method=method)
+    except HTTPError as error:
+        return problem(error)
 
 
 def _nats_down() -> NatsDown:

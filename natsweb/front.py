@@ -6,6 +6,7 @@ command line), how a taken port is reported, and that one `stop()` ends it. The 
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import Generator
 
@@ -33,8 +34,10 @@ class Front:
     """
 
     def __init__(self, gateway: Gateway, *, host: str = "127.0.0.1", port: int = 8000, grace: float = 25.0) -> None:
+        self._gateway = gateway
         self._host = host
         self._port = port
+        self._grace = grace
         self._socket: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
         config = uvicorn.Config(
@@ -47,7 +50,7 @@ class Front:
             proxy_headers=False,
             server_header=False,
             timeout_keep_alive=30,
-            timeout_graceful_shutdown=max(1, round(grace)),
+            timeout_graceful_shutdown=max(1, round(grace)) + 5,
         )
         self._server = _Server(config)
 
@@ -69,7 +72,7 @@ class Front:
             self._socket = socket.create_server((self._host, self._port), family=family, backlog=2048)
         except OSError as error:
             raise StartError(
-                f"cannot listen on {self.url} ({error.strerror or error})",
+                f"cannot listen on {self.url} ({os.strerror(error.errno) if error.errno else error})",
                 fix="choose another address with --host and --port; --port 0 takes a free one",
             ) from None
         self._socket.setblocking(False)
@@ -86,8 +89,10 @@ class Front:
         if task is None:
             return True
         self._server.should_exit = True
-        self._server.force_exit = self._server.force_exit or now
-        await task
-        cut = bool(self._server.server_state.tasks)
+        cut = 0
+        done, _ = await asyncio.wait([task], timeout=0 if now else self._grace)
+        if not done:
+            cut = self._gateway.exchange.cut()
+            await task
         self._task = None
         return not cut

@@ -2,7 +2,7 @@
 
 `Headers` holds field lines (`name: value\\r\\n`) as they travel in a NATS header block and parses them on
 first use; names are lower case, repeats stay repeats, values are latin-1 (RFC 9110 section 5.5). Nothing
-with CR, LF or NUL ever gets in. This module knows fields; which of them mean something is `wire`'s business.
+with a control character ever gets in. This module knows fields; which of them mean something is `wire`'s business.
 """
 
 import re
@@ -30,7 +30,7 @@ HOP_BY_HOP = frozenset(
 )
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
-_FORBIDDEN = re.compile(rb"[\x00\r\n]").search
+_FORBIDDEN = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]").search  # RFC 9110 section 5.5
 
 #: What `Headers` can be built from.
 HeaderSource: TypeAlias = "Headers | Mapping[str, str | list[str]] | Mapping[str, str] | Iterable[tuple[str, str]]"
@@ -41,7 +41,7 @@ def encode_line(name: bytes, value: bytes) -> bytes:
     if not _TOKEN(name):
         raise ValueError(f"{name!r} is not a header name (RFC 9110 section 5.1)")
     if _FORBIDDEN(value):
-        raise ValueError(f"the value of header {name.decode()} has a CR, LF or NUL in it")
+        raise ValueError(f"the value of header {name.decode()} has a control character in it")
     return b"%b: %b\r\n" % (name.lower(), value.strip(b" \t"))
 
 
@@ -73,7 +73,7 @@ class Headers:
 
     Built from a mapping of names to values (or lists of values), or from pairs. Names compare without case;
     `[...]` and `get` give the first value of a name. Iterating gives (name, value) pairs in their order.
-    Raises `ValueError` for a name that is no token, or a value with CR, LF, NUL or non-latin-1 characters.
+    Raises `ValueError` for a name that is no token, or a value with control or non-latin-1 characters.
     """
 
     __slots__ = ("_fields", "block")

@@ -24,7 +24,7 @@ from nats.aio.subscription import Subscription as NatsSubscription
 from nats.protocol.parser import Parser
 
 from natsweb.bus import Answer, Inbox, Message, Receive, Subscription
-from natsweb.errors import Disconnected, HTTPError, NatsDown, NatsUnreachable, Overloaded, TimeUp, TooLarge
+from natsweb.errors import Disconnected, HTTPError, NatsDown, NatsRefused, NatsUnreachable, Overloaded, TimeUp, TooLarge
 from natsweb.settings import Nats, mask
 
 __all__ = ["NatsBus", "connect"]
@@ -217,6 +217,7 @@ class NatsBus:
         self._rebuilder: asyncio.Task[None] | None = None
         self._closing = False
         self._complaints: set[str] = set()
+        self._refused: list[str] = []
         self.rebuilds = 0
 
     def __repr__(self) -> str:
@@ -259,6 +260,8 @@ class NatsBus:
 
         async def on_error(error: Exception) -> None:
             problems.append(_say(error))
+            if "permissions violation for subscription" in problems[-1]:
+                self._refused.append(problems[-1])
             if client is self._client:  # a failing first connect is reported as a whole, by what it raises
                 self._complain(problems[-1])
 
@@ -426,18 +429,28 @@ class NatsBus:
             for subscription in self._subscriptions:
                 while subscription.current is not None and subscription.current.pending_msgs:
                     await asyncio.sleep(0)
+        self._raise_refused()
         for subscription in [one for one in self._subscriptions if one.stopped]:
             self._subscriptions.remove(subscription)
             if subscription.current is not None:
                 with contextlib.suppress(nats.errors.Error):
                     await subscription.current.unsubscribe()
 
+    def _raise_refused(self) -> None:
+        refused, self._refused = self._refused, []
+        if refused:
+            raise NatsRefused(
+                f"the NATS server at {self.server} refuses a subscription",
+                where=refused,
+                fix="let this user subscribe to the service's subjects, and to its inbox",
+            )
+
     async def close(self) -> None:
         """Send what is pending, close the connection; requests in flight end with `Disconnected`."""
         if self._closing:
             return
         if self.is_connected:
-            with contextlib.suppress(HTTPError):
+            with contextlib.suppress(HTTPError, NatsRefused):
                 await self.flush(2)
         self._closing = True
         self._inbox.fail_all(Disconnected("this process closes its connection to NATS"))
@@ -514,7 +527,7 @@ def _say(error: BaseException) -> str:
     """Return an error of nats-py in a few words, without credentials."""
     if isinstance(error, ConnectionRefusedError):
         return "connection refused"
-    text = str(error).removeprefix("nats: ").strip("'\" ") or type(error).__name__
+    text = str(error).removeprefix("nats: ").strip("' ") or type(error).__name__
     return re.sub(r"//[^@/\s]+@", "//***@", text)
 
 

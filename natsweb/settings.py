@@ -83,6 +83,7 @@ _ENVIRONMENT = {
     "ca": "NATS_CA",
 }
 _CONTEXT_KEYS = (*_ENVIRONMENT, "inbox_prefix", "tls_first", "nsc", "user_jwt")
+_LOGIN = ("user", "password", "token", "creds", "nkey")
 _PATHS = ("creds", "nkey", "cert", "key", "ca")
 
 
@@ -98,11 +99,13 @@ def find_nats(
     """
     environ = os.environ if environ is None else environ
     given = {name: environ[variable] for name, variable in _ENVIRONMENT.items() if environ.get(variable)}
-    name = context or environ.get("NATS_CONTEXT") or None
     folder = _context_folder(environ)
-    # A server named outright (flag or environment) is the whole truth; a context named outright wins over NATS_URL.
-    selected = name or (None if url or "url" in given else _selected_context(folder))
+    # A context's login is for its own servers: where flag or environment name another, only --context is read.
+    named = None if url or "url" in given else environ.get("NATS_CONTEXT") or _selected_context(folder)
+    selected = context or named
     stored: dict[str, Any] = _read_context(folder, selected) if selected else {}
+    if any(name in given for name in _LOGIN):
+        stored = {key: value for key, value in stored.items() if key not in _LOGIN}
     source = "default"
     if url:
         source = "--nats"

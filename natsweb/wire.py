@@ -16,6 +16,7 @@ from natsweb.messages import Call, Response, quote_query
 __all__ = [
     "decode_request",
     "decode_response",
+    "encode_fields",
     "encode_request",
     "encode_response",
     "error_fields",
@@ -40,7 +41,7 @@ STATUS = b"nw-status"
 RETRY = b"nw-retry"
 ERROR_CODE = b"nats-service-error-code"
 
-_FIELD = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\x00\r\n]*\r\n"
+_FIELD = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\x00-\x08\x0a-\x1f\x7f]*\r\n"
 _BLOCK = re.compile(rb"NATS/1\.0[ \t]*\r\n((?:" + _FIELD + rb")*)\r\n").fullmatch
 _METHOD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Z]{1,32}").fullmatch
 _DIGITS = re.compile(rb"[0-9]{1,15}").fullmatch
@@ -51,7 +52,7 @@ _NO_BODY = frozenset([204, 205, 304])
 
 def _is_ours(name: bytes) -> bool:
     """Tell whether a lower-case field name belongs to the wire; `_` counts as `-` (CGI-style smuggling)."""
-    return name.replace(b"_", b"-").startswith((b"nw-", b"nats-"))
+    return name[:1] == b"n" and name.replace(b"_", b"-").startswith((b"nw-", b"nats-"))
 
 
 def forwarded_fields(fields: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
@@ -106,9 +107,34 @@ def _number(value: bytes | None, name: str) -> int | None:
 # ── requests ─────────────────────────────────────────────────────────────────────────────────────
 
 
+_DROPPED = HOP_BY_HOP | {b"content-length", b"expect"}
+_FIELDS = re.compile(rb"(?:" + _FIELD + rb")*").fullmatch
+
+
+def encode_fields(fields: list[tuple[bytes, bytes]]) -> bytes:
+    """Return the field lines of HTTP headers that may cross, in order, names in lower case.
+
+    Those of `forwarded_fields`, in one go. Raises `BadRequest` for a name or value that must not be sent.
+    """
+    lines = []
+    for name, value in fields:
+        name = name.lower()
+        if b":" in name:
+            raise BadRequest("a header has a bad name")
+        if name in _DROPPED:
+            if name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
+                return encode_fields([field for field in forwarded_fields(fields) if field[0] != b"connection"])
+        elif not _is_ours(name):
+            lines.append(b"%b: %b\r\n" % (name, value))
+    block = b"".join(lines)
+    if not _FIELDS(block) or block.count(b"\n") != len(lines):
+        raise BadRequest("a header has a bad name, or a control character in its value")
+    return block
+
+
 def encode_request(
     method: str,
-    headers: Headers,
+    fields: bytes,
     *,
     query: bytes = b"",
     timeout_ms: int | None = None,
@@ -119,7 +145,8 @@ def encode_request(
 ) -> bytes:
     """Return the header block of a request; the payload is the body, the subject the path.
 
-    `headers` are taken as they are (see `forwarded_fields`). Raises `BadRequest` for a value with CR, LF or NUL.
+    `fields` are field lines, taken as they are (see `encode_fields`). Raises `BadRequest` for a value that has CR,
+    LF or NUL.
     """
     lines = [_START, _own_line(b"Nw-Method", method.encode("ascii"))]
     if query:
@@ -134,7 +161,7 @@ def encode_request(
         lines.append(_own_line(b"Nw-Client", client.encode("ascii", "replace")))
     if scheme != "http":
         lines.append(_own_line(b"Nw-Scheme", scheme.encode("ascii")))
-    lines.append(headers.block)
+    lines.append(fields)
     lines.append(_END)
     return b"".join(lines)
 

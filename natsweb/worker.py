@@ -12,7 +12,7 @@ from typing import Protocol
 
 from natsweb.bus import Bus, Message, Subscription
 from natsweb.deadlines import Deadline, Deadlines
-from natsweb.errors import HandlerFailed, HTTPError, Overloaded, ReplyTooLarge, Stopping, TimeUp, TooLarge
+from natsweb.errors import HandlerFailed, HTTPError, NatsRefused, Overloaded, ReplyTooLarge, Stopping, TimeUp, TooLarge
 from natsweb.messages import Call, Response
 from natsweb.replies import problem
 from natsweb.subjects import subject_tokens
@@ -124,8 +124,8 @@ class Worker:
     async def _round_trip(self) -> None:
         try:
             await self._bus.flush()
-        except HTTPError as error:
-            logger.warning("stopping %s without a last round trip to NATS: %s", self._app.name, error.detail)
+        except (HTTPError, NatsRefused) as error:
+            logger.warning("stopping %s without a round trip to NATS: %s", self._app.name, error)
 
     # ── one request ──
 

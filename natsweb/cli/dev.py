@@ -84,7 +84,7 @@ async def _develop(settings: Any, arguments: list[str], folders: list[Path], gat
 
     stop = Stop()
     stop.install()
-    async with _nats(settings, arguments, stop) as nats:
+    async with _nats(settings, arguments) as nats:
         bus = await connect(nats, name=connection_name("dev"))
         child = Child(bus, nats.inbox_prefix, arguments, environ=_environment(settings), on_start=stop.owns)
         try:
@@ -99,7 +99,7 @@ async def _develop(settings: Any, arguments: list[str], folders: list[Path], gat
 
 
 @contextlib.asynccontextmanager
-async def _nats(settings: Any, arguments: list[str], stop: Stop) -> AsyncIterator[Any]:
+async def _nats(settings: Any, arguments: list[str]) -> AsyncIterator[Any]:
     """Give the configured NATS, or a private server's; the service is told of it by flag."""
     if settings.is_configured:
         yield settings
@@ -107,7 +107,7 @@ async def _nats(settings: Any, arguments: list[str], stop: Stop) -> AsyncIterato
     from natsweb.embedded import embedded_server
     from natsweb.settings import Nats
 
-    async with embedded_server(prefer=_DEFAULT_PORT, on_start=stop.owns) as url:
+    async with embedded_server(prefer=_DEFAULT_PORT) as url:
         arguments += ["--nats", url]
         yield Nats(urls=(url,), source="private")
 

@@ -82,7 +82,11 @@ def _parse(text: str, app_dir: Path, found_by: str) -> Target:
     file = app_dir / place
     if place.endswith(".py") or os.sep in place:
         if not file.is_file():
-            raise AppError(f"there is no file {place}", where=f"looked in {app_dir.resolve()}")
+            raise AppError(
+                f"there is no file {place}",
+                where=f"looked in {app_dir.resolve()}",
+                fix="name it from here, or --app-dir",
+            )
         return _from_file(file.resolve(), name or None, found_by)
     return Target(place, name or None, app_dir, found_by)
 

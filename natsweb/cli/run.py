@@ -51,6 +51,10 @@ def command(
     ] = 10.0,
     grace: GraceOption = 25.0,
     wait: WaitOption = 0.0,
+    reply_prefix: Annotated[
+        list[str] | None,
+        typer.Option("--reply-prefix", metavar="PREFIX", help="Inbox prefix of callers that have their own."),
+    ] = None,
     app_dir: AppDirOption = ".",
     announce: Annotated[str | None, typer.Option("--announce", hidden=True)] = None,
     verbose: VerboseOption = False,
@@ -68,8 +72,13 @@ def command(
     for service in services:
         service.queue = queue or service.queue
         service.threads = threads or service.threads
-    options = {"root": root, "concurrency": concurrency, "timeout": timeout}
     settings = nats_settings(nats, context)
+    options = {
+        "root": root,
+        "concurrency": concurrency,
+        "timeout": timeout,
+        "reply_prefixes": _reply_prefixes(settings, reply_prefix or []),
+    }
     finish(run_until_done(lambda: _serve(services, settings, options, grace=grace, wait=wait, announce=announce)))
 
 
@@ -82,7 +91,8 @@ def serve_here(services: Sequence[Any], *, nats: str | None, root: str | None) -
         for service in services:
             service.compile()
         settings = nats_settings(nats, None)
-        code = run_until_done(lambda: _serve(services, settings, {"root": root}, grace=25.0, wait=0.0))
+        options = {"root": root, "reply_prefixes": _reply_prefixes(settings, [])}
+        code = run_until_done(lambda: _serve(services, settings, options, grace=25.0, wait=0.0))
     except Mistake as mistake:
         print_mistake(mistake)
         sys.exit(mistake.exit_code)
@@ -102,7 +112,7 @@ async def _serve(
     announce: str | None = None,
 ) -> int:
     from natsweb.natsbus import connect
-    from natsweb.worker import REPLY_PREFIXES, Worker
+    from natsweb.worker import Worker
 
     _check_names(services)
     stop = Stop()
@@ -111,8 +121,7 @@ async def _serve(
     bus = await stop.before(connect(nats, name=name, wait=wait))
     if bus is None:
         return 0
-    prefixes = (*REPLY_PREFIXES, f"{nats.inbox_prefix}.")
-    workers = [Worker(bus, service, reply_prefixes=prefixes, **options) for service in services]
+    workers = [Worker(bus, service, **options) for service in services]
     try:
         for worker in workers:
             await worker.start()
@@ -132,6 +141,13 @@ async def _serve(
         for service in services:
             service.close()
     return 0 if all(finished) else 5
+
+
+def _reply_prefixes(nats: Any, more: list[str]) -> tuple[str, ...]:
+    """Return where answers may go: everybody's inboxes, those of our own kind, and what a flag adds."""
+    from natsweb.worker import REPLY_PREFIXES
+
+    return (*REPLY_PREFIXES, *(f"{prefix.rstrip('.')}." for prefix in (nats.inbox_prefix, *more)))
 
 
 def _check_names(services: Sequence[Any]) -> None:
