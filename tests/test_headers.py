@@ -12,9 +12,9 @@ from natsweb.headers import HOP_BY_HOP, Headers, connection_options, encode_line
 law = settings(deadline=None, max_examples=200)
 
 names = st.from_regex(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", fullmatch=True)
-values = st.text(st.characters(max_codepoint=255, exclude_characters="\0\r\n"), max_size=20).map(
-    lambda text: text.strip(" \t")
-)
+values = st.text(
+    st.characters(max_codepoint=255).filter(lambda char: char == "\t" or (char >= " " and char != "\x7f")), max_size=20
+).map(lambda text: text.strip(" \t"))
 pairs = st.lists(st.tuples(names, values), max_size=8)
 
 
@@ -85,7 +85,7 @@ def test_plus_and_without(one, other):
         ({"latin": "caf\xe9\x80\xff"}, [("latin", "caf\xe9\x80\xff")]),
         ({"colon": "a: b:c"}, [("colon", "a: b:c")]),
         ({"trim": " \t a b \t "}, [("trim", "a b")]),
-        ({"kept": "\xa0x\x0b\x0c"}, [("kept", "\xa0x\x0b\x0c")]),
+        ({"kept": "\xa0x"}, [("kept", "\xa0x")]),
         (Headers({"a": "b"}), [("a", "b")]),
     ],
 )

@@ -14,7 +14,23 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent.parent
-EXTRAS = set("speed forms ws docs-ui dev prometheus otel auth limits nkeys test standard all".split())
+EXTRAS = {
+    *[
+        "speed",
+        "forms",
+        "ws",
+        "docs-ui",
+        "dev",
+        "prometheus",
+        "otel",
+        "auth",
+        "limits",
+        "nkeys",
+        "test",
+        "standard",
+        "all",
+    ]
+}
 
 
 @pytest.fixture(scope="module")
