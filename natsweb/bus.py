@@ -62,6 +62,11 @@ class Bus(Protocol):
         """Whether a message published now would leave at once."""
         ...
 
+    @property
+    def reconnected_at(self) -> float:
+        """When the connection last came back, in the event loop's time; -inf if it never was lost."""
+        ...
+
     def publish(self, subject: str, payload: bytes, *, header: bytes | None = None, reply: str = "") -> None:
         """Send a message.
 
@@ -117,6 +122,7 @@ async def request(
 
 class _Pending(NamedTuple):
     answer: Answer
+    timeout: float
     deadline: Deadline
 
 
@@ -134,6 +140,7 @@ class Inbox:
         self._deadlines = Deadlines()
         self._counter = 0
         self._random = ""
+        self._drawn = 0
         self.unclaimed = 0
 
     @property
@@ -146,18 +153,18 @@ class Inbox:
 
     def open(self, timeout: float, answer: Answer) -> str:
         """Return the reply subject of a new request."""
-        if not self._random:
-            self._random = os.urandom(2048).hex()
+        if self._drawn == len(self._random):
+            self._random, self._drawn = os.urandom(2048).hex(), 0
         self._counter += 1
-        token = f"{self._counter:x}-{self._random[:16]}"
-        self._random = self._random[16:]
-        reply = f"{self.subject}.{token}"
+        drawn = self._drawn
+        self._drawn = drawn + 16
+        token = f"{self._counter:x}-{self._random[drawn : drawn + 16]}"
+        self._pending[token] = _Pending(answer, timeout, self._deadlines.after(timeout, self._time_up, token))
+        return f"{self.subject}.{token}"
 
-        def time_up() -> None:
-            self.settle(reply, TimeUp(f"no answer within {timeout:g} s"))
-
-        self._pending[token] = _Pending(answer, self._deadlines.after(timeout, time_up))
-        return reply
+    def _time_up(self, token: str) -> None:
+        timeout = self._pending[token].timeout
+        self.settle(f"{self.subject}.{token}", TimeUp(f"no answer within {timeout:g} s"))
 
     def drop(self, reply: str) -> None:
         """Forget a request; its answer will go nowhere."""
@@ -220,6 +227,7 @@ class MemoryBus:
 
     def __init__(self, *, max_payload: int = 1024 * 1024) -> None:
         self.max_payload = max_payload
+        self.reconnected_at = float("-inf")
         self._subscriptions: set[_MemorySubscription] = set()
         self._inbox = Inbox()
         self._closed = False

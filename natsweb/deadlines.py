@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from math import ceil
+from typing import Any
 
 __all__ = ["Deadline", "Deadlines"]
 
@@ -18,11 +19,12 @@ logger = logging.getLogger("natsweb")
 class Deadline:
     """One armed deadline; `cancel()` may be called at any time, also after it has fired."""
 
-    __slots__ = ("_bucket", "callback")
+    __slots__ = ("_bucket", "arguments", "callback")
 
-    def __init__(self, bucket: "set[Deadline]", callback: Callable[[], None]) -> None:
+    def __init__(self, bucket: "set[Deadline]", callback: Callable[..., None], arguments: tuple[Any, ...]) -> None:
         self._bucket = bucket
         self.callback = callback
+        self.arguments = arguments
 
     def cancel(self) -> None:
         """Disarm the deadline."""
@@ -44,14 +46,14 @@ class Deadlines:
     def __repr__(self) -> str:
         return f"<Deadlines: {len(self)} armed>"
 
-    def after(self, seconds: float, callback: Callable[[], None]) -> Deadline:
-        """Arm a deadline; `callback` runs in the event loop, and an exception of it is logged."""
+    def after(self, seconds: float, callback: Callable[..., None], *arguments: Any) -> Deadline:
+        """Arm a deadline; `callback(*arguments)` runs in the event loop, and an exception of it is logged."""
         loop = asyncio.get_running_loop()
         number = ceil((loop.time() + max(seconds, 0.0)) / self._tick)
         bucket = self._buckets.get(number)
         if bucket is None:
             bucket = self._buckets[number] = set()
-        deadline = Deadline(bucket, callback)
+        deadline = Deadline(bucket, callback, arguments)
         bucket.add(deadline)
         if self._timer is None or number < self._armed_for:
             self._arm(loop, number)
@@ -73,7 +75,7 @@ class Deadlines:
             while bucket:
                 deadline = bucket.pop()
                 try:
-                    deadline.callback()
+                    deadline.callback(*deadline.arguments)
                 except Exception:
                     logger.exception("a deadline's callback failed")
         self._forget_empty()

@@ -35,6 +35,7 @@ __all__ = ["Done", "Exchange", "Flight", "Incoming", "to_response"]
 _METHOD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Z]{1,32}").fullmatch
 _FORWARDED_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 _RETRIES = 2
+_SETTLING = 2.0
 
 #: Gets the one outcome of a flight: the reply as it came, or what went wrong.
 Done = Callable[[Message | HTTPError], None]
@@ -130,6 +131,9 @@ class Flight:
             if self._exchange.is_paused:
                 self._exchange.hold(self)
                 return
+            if self._exchange.is_settling:  # NATS has just come back, and services may be a moment later
+                self.wait(random.uniform(0.02, 0.06), self.send)
+                return
             if self._attempt == 1 and self._go_again(random.uniform(0.01, 0.03)):
                 return
         self.finish(outcome)
@@ -142,10 +146,10 @@ class Flight:
         self._cancel = timer.cancel
         return True
 
-    def wait(self, seconds: float, give_up: Callable[[], None]) -> None:
-        """Wait for `send`, or call `give_up` after `seconds` or at the deadline."""
+    def wait(self, seconds: float, then: Callable[[], None]) -> None:
+        """Call `then` after `seconds`, or at the deadline, unless something else happens first."""
         loop = self._exchange.loop
-        timer = loop.call_at(min(loop.time() + seconds, self._deadline), give_up)
+        timer = loop.call_at(min(loop.time() + seconds, self._deadline), then)
         self._cancel = timer.cancel
 
     def finish(self, outcome: Message | HTTPError) -> None:
@@ -259,6 +263,11 @@ class Exchange:
         for flight in flights:
             flight.finish(Stopping("the gateway stopped before the answer was there"))
         return len(flights)
+
+    @property
+    def is_settling(self) -> bool:
+        """Whether the connection came back so lately that services may not have subscribed again."""
+        return self.loop.time() - self.bus.reconnected_at < _SETTLING
 
     # ── holding requests while a service restarts ──
 

@@ -1,0 +1,152 @@
+"""Bytes past nats-py's queues: frames go straight to the socket, messages straight from the parser to their callback.
+
+All that is published in one turn of the event loop leaves in one write. It stands on a few insides of nats-py,
+which `fits` checks; connecting, TLS, login, reconnecting and the replay of subscriptions stay nats-py's.
+"""
+
+import asyncio
+import contextlib
+from typing import Any
+
+from nats.aio import transport
+from nats.aio.client import Client
+from nats.protocol.parser import Parser
+
+from natsweb.errors import NatsDown, Overloaded
+from natsweb.natsbus.client import RawClient
+from natsweb.natsbus.link import LinkSubscription, NatsBus, check_message, to_message
+from natsweb.settings import Nats
+
+__all__ = ["FastBus", "fits"]
+
+_MAX_UNSENT = 64 * 1024 * 1024
+_HIGH_WATER = 256 * 1024
+
+
+def fits(settings: Nats) -> bool:
+    """Tell whether this nats-py is one that `FastBus` knows, and the servers are reached by TCP."""
+    return _SEAMS and not any(url.startswith(("ws:", "wss:")) for url in settings.urls)
+
+
+def _check_seams() -> bool:
+    """Look at the insides of nats-py that `FastBus` touches."""
+    client = Client()
+    tcp: Any = transport.TcpTransport
+    wanted = ("_ps", "_remove_sub", "_flush_pending", "_transport", "_status", "_max_payload", "_process_msg")
+    return (
+        all(hasattr(client, name) for name in wanted)
+        and isinstance(client._ps, Parser)
+        and hasattr(tcp(), "_io_writer")
+    )
+
+
+_SEAMS = _check_seams()
+
+
+class FastBus(NatsBus):
+    """A bus over raw frames."""
+
+    def __init__(self, settings: Nats, name: str) -> None:
+        super().__init__(settings, name)
+        self._out: list[bytes] = []
+        self._out_bytes = 0
+        self._out_replies: list[str] = []
+        self._scheduled = False
+        self._waiter: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+
+    def publish(self, subject: str, payload: bytes, *, header: bytes | None = None, reply: str = "") -> None:
+        """Send a message: see `Bus.publish`. Also raises `Overloaded` when too much waits to be sent."""
+        client = self._client
+        if not self._up or client._status != Client.CONNECTED:
+            raise NatsDown("there is no connection to NATS")
+        if header is None:
+            size = len(payload)
+            frame = b"PUB %b %b %d\r\n%b\r\n" % (subject.encode("latin-1"), reply.encode("latin-1"), size, payload)
+        else:
+            size = len(header) + len(payload)
+            frame = b"HPUB %b %b %d %d\r\n%b%b\r\n" % (
+                subject.encode("latin-1"),
+                reply.encode("latin-1"),
+                len(header),
+                size,
+                header,
+                payload,
+            )
+        check_message(subject, reply, size, client._max_payload)
+        if self._out_bytes > _MAX_UNSENT:
+            raise Overloaded("the connection to NATS is congested")
+        self._put(frame)
+        if reply:
+            self._out_replies.append(reply)
+
+    def _put(self, frame: bytes) -> None:
+        self._out.append(frame)
+        self._out_bytes += len(frame)
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._write)
+
+    def _write(self) -> None:
+        """Write all that waits, unless the socket does not take it: then it waits where it can be taken back."""
+        self._scheduled = False
+        writer = self._socket()
+        if not self._out or writer is None or not self._client.is_connected:
+            return
+        if writer.transport.get_write_buffer_size() > _HIGH_WATER:
+            if self._waiter is None or self._waiter.done():
+                self._waiter = asyncio.create_task(self._write_later(writer), name="natsweb bus writer")
+            return
+        out, self._out = self._out, []
+        self._out_bytes = 0
+        self._out_replies.clear()
+        writer.transport.write(out[0] if len(out) == 1 else b"".join(out))
+
+    async def _write_later(self, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            await writer.drain()
+            self._write()
+
+    def _socket(self) -> asyncio.StreamWriter | None:
+        found: Any = getattr(self._client._transport, "_io_writer", None)
+        return found if isinstance(found, asyncio.StreamWriter) else None
+
+    def _take_back(self) -> list[str]:
+        replies, self._out_replies = self._out_replies, []
+        self._out, self._out_bytes = [], 0
+        return replies
+
+    async def _subscribe(self, client: RawClient, subscription: LinkSubscription) -> None:
+        subscription.current = current = await client.subscribe(subscription.subject, subscription.queue)
+        receive = subscription.receive
+
+        def take(subject: bytes, reply: bytes, header: bytes | None, payload: bytes) -> None:
+            receive(to_message(subject, reply, header, payload))
+
+        client.frames.raw[b"%d" % current._id] = take
+
+    def _unsubscribe(self, subscription: LinkSubscription) -> None:
+        current = subscription.current
+        if current is not None:
+            self._client._remove_sub(current._id)  # so that it is not subscribed again after a reconnect
+            if self.is_connected:
+                self._put(b"UNSUB %d\r\n" % current._id)
+
+    def _forget(self, subscription: LinkSubscription) -> None:
+        if subscription.current is not None:
+            self._client.frames.raw.pop(b"%d" % subscription.current._id, None)
+            subscription.current = None
+
+    async def _all_sent(self) -> None:
+        await self._client._flush_pending(force_flush=True)
+        while self._out:
+            self._write()
+            if self._out:
+                await asyncio.sleep(0.001)
+
+    async def close(self) -> None:
+        """Send what is pending, close the connection; requests in flight end with `Disconnected`."""
+        await super().close()
+        if self._waiter is not None:
+            self._waiter.cancel()
+            await asyncio.gather(self._waiter, return_exceptions=True)
