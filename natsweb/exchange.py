@@ -30,10 +30,10 @@ from natsweb.settings import Limits
 from natsweb.subjects import check_root, to_subject
 from natsweb.wire import decode_response, encode_fields, encode_request, may_retry
 
-__all__ = ["Done", "Exchange", "Flight", "Incoming", "to_response"]
+__all__ = ["FORWARDED_METHODS", "Done", "Exchange", "Flight", "Incoming", "to_response"]
 
 _METHOD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Z]{1,32}").fullmatch
-_FORWARDED_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
+FORWARDED_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 _RETRIES = 2
 _SETTLING = 2.0
 
@@ -220,7 +220,7 @@ class Exchange:
         """
         method = incoming.method
         if method in ("TRACE", "CONNECT"):
-            raise MethodNotAllowed(f"a gateway does not forward {method}", allow=_FORWARDED_METHODS)
+            raise MethodNotAllowed(f"a gateway does not forward {method}", allow=FORWARDED_METHODS)
         if not _METHOD(method):
             raise HTTPError(501, "this is not an HTTP method", reason="unknown_method")
         subject = to_subject(self.root, incoming.raw_path.decode("latin-1"), limit=self.limits.subject)

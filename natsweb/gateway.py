@@ -203,9 +203,7 @@ def _path_below_mount(scope: Scope) -> bytes:
 async def _send(response: Response, method: str, send: Send) -> None:
     headers = response.headers.fields
     bodiless = response.status in (204, 304)
-    if bodiless:  # servers take a length without that many bytes for a broken answer
-        headers = [field for field in headers if field[0] != b"content-length"]
-    elif not (method == "HEAD" and response.headers.get_bytes(b"content-length")):
+    if not bodiless and method != "HEAD":  # a length that is not known is better left out
         headers = [*headers, (b"content-length", b"%d" % len(response.body))]
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if bodiless else response.body})

@@ -25,6 +25,8 @@ class Limits:
 
     `subject` is the length of a subject, `header_bytes` and `header_count` bound the header block, `pending` and
     `pending_bytes` what waits for answers at once, `margin` is kept free below the server's max_payload.
+    The timeouts: for a whole request head, between pieces of a body, for a connection at rest, and for a client that
+    does not read.
     """
 
     subject: int = 3072
@@ -33,6 +35,10 @@ class Limits:
     pending: int = 1024
     pending_bytes: int = 64 * 1024 * 1024
     margin: int = 1024
+    head_timeout: float = 10.0
+    body_timeout: float = 20.0
+    idle_timeout: float = 30.0
+    write_timeout: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)

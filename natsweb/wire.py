@@ -8,12 +8,14 @@ that came; `Nw-*` and `Nats-*` are the wire's own and never the HTTP side's. No 
 import json
 import re
 from collections.abc import Iterable
+from typing import TypeVar
 
 from natsweb.errors import BadReply, BadRequest, UnknownVersion, phrase
 from natsweb.headers import HOP_BY_HOP, Headers, connection_options, encode_line
 from natsweb.messages import Call, Response, quote_query
 
 __all__ = [
+    "decode_reply",
     "decode_request",
     "decode_response",
     "encode_fields",
@@ -254,17 +256,51 @@ def decode_response(header: bytes | None, payload: bytes, *, method: str = "GET"
 
     A reply without header fields is 200 with a guessed content type. Raises `BadReply` for anything malformed.
     """
+    status, lines, body = decode_reply(header, payload, method)
+    return Response(status=status, headers=Headers.from_block(lines), body=body)
+
+
+def decode_reply(header: bytes | None, payload: bytes, method: str) -> tuple[int, bytes, bytes]:
+    """Return (status, field lines, body) of a reply: `decode_response` without the model, for the fast door."""
+    known = _known_replies.get((header, method))
+    if known is None:
+        known = _decode_head(header, method)
+        if header is not None and len(header) <= _KNOWN_SIZE:
+            _remember(_known_replies, (header, method), known)
+    status, lines, bodiless, guess = known
+    if guess:
+        lines = _guess_type(payload)
+    return status, lines, b"" if bodiless else payload
+
+
+# Header blocks repeat: most replies of a service have the same, most requests of a client the same fields.
+_KNOWN = 512
+_KNOWN_SIZE = 2048
+_known_replies: dict[tuple[bytes | None, str], tuple[int, bytes, bool, bool]] = {}
+_known_fields: dict[bytes, Headers] = {}
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def _remember(known: dict[K, V], key: K, value: V) -> None:
+    if len(known) >= _KNOWN:
+        known.clear()
+    known[key] = value
+
+
+def _decode_head(header: bytes | None, method: str) -> tuple[int, bytes, bool, bool]:
+    """Return (status, field lines, whether there is no body, whether the content type has to be guessed)."""
     lines = _field_lines(header, BadReply)
     if not lines:
-        return Response(headers=Headers.from_block(_guess_type(payload)), body=b"" if method == "HEAD" else payload)
+        return 200, b"", method == "HEAD", True
     ours, headers = _split(lines)
     status = _decode_status(ours)
-    bodiless = method == "HEAD" or status in _NO_BODY
     kept = [encode_line(name, value) for name, value in forwarded_fields(headers.fields)]
-    length = headers.get_bytes(b"content-length") if _keeps_length(method, status) else None
-    if length is not None and _DIGITS(length):
-        kept.append(encode_line(b"content-length", length))
-    return Response(status=status, headers=Headers.from_block(b"".join(kept)), body=b"" if bodiless else payload)
+    length = headers.get_bytes(b"content-length")
+    if length is not None and _DIGITS(length) and method == "HEAD" and _keeps_length(method, status):
+        kept.append(encode_line(b"content-length", length))  # not with 304: servers take it for a cut answer
+    return status, b"".join(kept), method == "HEAD" or status in _NO_BODY, False
 
 
 def _keeps_length(method: str, status: int) -> bool:

@@ -71,6 +71,7 @@ class NatsBus:
         self._rebuilder: asyncio.Task[None] | None = None
         self._complaints: set[str] = set()
         self._refused: list[str] = []
+        self._flushes: set[asyncio.Future[None]] = set()
         self.rebuilds = 0
         self.reconnected_at = float("-inf")
 
@@ -159,6 +160,9 @@ class NatsBus:
             return
         self._up = False
         logger.warning("connection to NATS lost; %d requests in flight end", len(self._inbox))
+        for lost in self._flushes:
+            if not lost.done():
+                lost.set_result(None)
         for reply in self._take_back():
             self._inbox.settle(reply, NatsDown("there is no connection to NATS"))
         self._inbox.fail_all(Disconnected("the connection to NATS was lost while the request was under way"))
@@ -221,7 +225,7 @@ class NatsBus:
             raise NatsDown("there is no connection to NATS")
         async with _deadline(timeout, "NATS did not answer a ping"):
             await self._all_sent()
-            await self._client.flush(timeout=max(1, round(timeout)))
+            await self._round_trip(timeout)
             await self._all_received()
         for subscription in [one for one in self._subscriptions if one.stopped]:
             self._subscriptions.remove(subscription)
@@ -236,6 +240,21 @@ class NatsBus:
                 where=refused,
                 fix="let this user subscribe to the service's subjects, and to its inbox",
             )
+
+    async def _round_trip(self, timeout: float) -> None:
+        """Wait for the answer to a ping, or for the loss of the connection."""
+        lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        pong = asyncio.ensure_future(self._client.flush(timeout=max(1, round(timeout))))
+        self._flushes.add(lost)
+        try:
+            await asyncio.wait([pong, lost], return_when=asyncio.FIRST_COMPLETED)
+            if not pong.done():
+                raise NatsDown("the connection to NATS was lost")
+            await pong
+        finally:
+            self._flushes.discard(lost)
+            lost.cancel()
+            pong.cancel()
 
     async def close(self) -> None:
         """Send what is pending, close the connection; requests in flight end with `Disconnected`."""

@@ -1,11 +1,13 @@
-"""The gateway on a socket: uvicorn, run by our own hand.
+"""The gateway on a socket: uvicorn, run by our own hand, with a protocol class of ours (`protocol`).
 
-uvicorn keeps sockets, TLS, HTTP and flow control. Ours are what it does otherwise: who handles signals (the
-command line), how a taken port is reported, and that one `stop()` ends it. The gateway knows nothing of this.
+uvicorn keeps sockets, TLS and flow control. Ours are what it does otherwise: who handles signals (the command
+line), how a taken port is reported, timers for every stage of a request, and that one `stop()` ends it. The
+gateway knows nothing of this.
 """
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 from collections.abc import Generator
@@ -13,6 +15,7 @@ from collections.abc import Generator
 import uvicorn
 
 from natsweb.errors import StartError
+from natsweb.front.protocol import Connection
 from natsweb.gateway import Gateway
 
 __all__ = ["Front"]
@@ -30,11 +33,19 @@ class _Server(uvicorn.Server):
 class Front:
     """Serves a started gateway over HTTP at `host` and `port` (0: a free one).
 
-    `grace` is how many seconds answers under way may take after `stop`.
+    `grace` is how many seconds answers under way may take after `stop`; without `fast`, every request takes the
+    ASGI door.
     """
 
-    def __init__(self, gateway: Gateway, *, host: str = "127.0.0.1", port: int = 8000, grace: float = 25.0) -> None:
-        self._gateway = gateway
+    def __init__(
+        self, gateway: Gateway, *, host: str = "127.0.0.1", port: int = 8000, grace: float = 25.0, fast: bool = True
+    ) -> None:
+        self.exchange = gateway.exchange
+        self.limits = gateway.exchange.limits
+        self.fast = fast
+        self._dated: list[tuple[bytes, bytes]] = []
+        self._date_lines = b""
+        self._sweeper: asyncio.Task[None] | None = None
         self._host = host
         self._port = port
         self._grace = grace
@@ -42,14 +53,13 @@ class Front:
         self._task: asyncio.Task[None] | None = None
         config = uvicorn.Config(
             gateway,
-            http="httptools",
+            http=functools.partial(Connection, self),  # type: ignore[arg-type]  # any callable makes a protocol
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            timeout_keep_alive=30,
             timeout_graceful_shutdown=max(1, round(grace)) + 5,
         )
         self._server = _Server(config)
@@ -77,6 +87,28 @@ class Front:
             ) from None
         self._socket.setblocking(False)
         self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]), name="natsweb front")
+        self._sweeper = asyncio.create_task(self._sweep(), name="natsweb front timers")
+
+    def date_lines(self) -> bytes:
+        """Return the field lines that every answer has: uvicorn renews them once a second."""
+        fields = self._server.server_state.default_headers
+        if fields is not self._dated:
+            self._dated = fields
+            self._date_lines = b"".join([b"%b: %b\r\n" % field for field in fields])
+        return self._date_lines
+
+    async def _sweep(self) -> None:
+        """Look at every connection's time, a few times within the shortest limit."""
+        limits = self.limits
+        shortest = min(limits.head_timeout, limits.body_timeout, limits.idle_timeout, limits.write_timeout)
+        pause = min(1.0, shortest / 4)
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(pause)
+            now = loop.time()
+            for connection in list(self._server.server_state.connections):
+                if isinstance(connection, Connection):
+                    connection.check_time(now)
 
     async def wait(self) -> None:
         """Wait until the server has ended; cancelling the wait leaves the server alone."""
@@ -92,7 +124,10 @@ class Front:
         cut = 0
         done, _ = await asyncio.wait([task], timeout=0 if now else self._grace)
         if not done:
-            cut = self._gateway.exchange.cut()
+            cut = self.exchange.cut()
             await task
         self._task = None
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
         return not cut

@@ -1,0 +1,448 @@
+"""HTTP/1.1 on a connection: our protocol class on uvicorn's, with two doors into the gateway.
+
+The fast door takes ordinary requests (a body of at most 64 KiB with its length, no Expect, no Upgrade) straight
+from parser callbacks to the exchange, and the reply straight to the socket: no task, no scope, no Request. All
+else goes through the gateway's ASGI door. Both answer alike. One exchange at a time: what is pipelined waits in
+one queue. Its own state machine, timers and error answers; sockets, TLS and flow control are uvicorn's.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import unquote
+
+import httptools
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from natsweb.bus import Message
+from natsweb.errors import BadRequest, HeadersTooLarge, HTTPError, MethodNotAllowed, SubjectTooLong, phrase
+from natsweb.exchange import FORWARDED_METHODS, Exchange, Flight, Incoming
+from natsweb.front.strict import Head, check_head, split_target
+from natsweb.headers import Headers
+from natsweb.replies import problem
+from natsweb.settings import Limits
+from natsweb.wire import decode_reply
+
+__all__ = ["Connection", "Owner"]
+
+logger = logging.getLogger("natsweb.front")
+
+_FAST_BODY = 64 * 1024
+_MAX_QUEUE = 16
+_MAX_TARGET = 8 * 1024
+_UPGRADE = (b"upgrade", b"http2-settings")
+_ALLOW = Headers({"allow": ", ".join(FORWARDED_METHODS)})
+_STATUS_LINES = {status: f"HTTP/1.1 {status} {phrase(status)}\r\n".encode() for status in range(100, 600)}
+
+# What a connection is doing, for its timers.
+IDLE, HEAD, BODY, ANSWER = range(4)
+
+
+class Owner(Protocol):
+    """What a connection needs of the server it belongs to."""
+
+    exchange: Exchange
+    limits: Limits
+    fast: bool
+
+    def date_lines(self) -> bytes:
+        """Return the field lines that every answer has."""
+        ...
+
+
+class _Ready(NamedTuple):
+    """A complete request for the fast door, or an answer that is ready already."""
+
+    method: str
+    path: bytes
+    query: bytes
+    fields: list[tuple[bytes, bytes]]
+    body: bytes
+    keep_alive: bool
+    refusal: HTTPError | None = None
+
+
+class Connection(HttpToolsProtocol):
+    """One HTTP connection."""
+
+    def __init__(self, owner: Owner, **options: Any) -> None:
+        super().__init__(**options)
+        self._owner = owner
+        self._limits = owner.limits
+        self._address: str | None = None
+        self.doing = IDLE
+        self.since = self.loop.time()
+        self._queue: deque[_Ready | RequestResponseCycle] = deque()
+        self._running: _Ready | RequestResponseCycle | None = None
+        self._flight: Flight | None = None
+        self._deaf = False
+        self._stopping = False
+        self._fault: HTTPError | None = None
+        # The request that is being parsed.
+        self._head: Head | None = None
+        self._head_size = 0
+        self._method = ""
+        self._path = b""
+        self._query = b""
+        self._fast = False
+        self._replay = False
+        self._keep_alive = True
+        self._parts: list[bytes] = []
+        self._part_size = 0
+        self._entered: RequestResponseCycle | None = None
+        # The last head, since clients send the same again and again.
+        self._known_headers: list[tuple[bytes, bytes]] = []
+        self._known_head: Head | None = None
+
+    def __repr__(self) -> str:
+        doing = ("idle", "reading a head", "reading a body", "answering")[self.doing]
+        return f"<Connection {self._address}: {doing}, {len(self._queue)} waiting>"
+
+    # ── the socket ──
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin: see `asyncio.Protocol`."""
+        super().connection_made(transport)
+        if self.client:
+            host, port = self.client
+            self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes; a broken request is answered in its turn, and then the connection closes."""
+        if self._deaf:
+            return
+        self.since = self.loop.time()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._parse_again_without_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserInvalidMethodError:
+            self._refuse(HTTPError(501, "this server does not know the method", reason="unknown_method"))
+        except httptools.HttpParserError as error:
+            if (
+                self._fault is None
+                and error.__context__ is not None
+                and not isinstance(error, httptools.HttpParserInvalidURLError)
+            ):
+                logger.error("reading a request failed", exc_info=error)
+            self._refuse(self._fault or BadRequest(f"this is not HTTP/1.1: {error}"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End: whatever runs for this connection has nobody to answer to."""
+        self._deaf = True
+        self._queue.clear()
+        if self._flight is not None:
+            self._flight.drop()
+            self._flight = None
+        if isinstance(self._running, RequestResponseCycle):
+            self.cycle = self._running
+        super().connection_lost(exc)
+
+    def eof_received(self) -> None:
+        """Close: a client that has half closed counts as gone."""
+
+    def shutdown(self) -> None:
+        """Close when the answers under way are out: the server stops."""
+        self._stopping = True
+        if self._running is None:
+            self.transport.close()
+        elif not self._queue and isinstance(self._running, RequestResponseCycle):
+            self._running.keep_alive = False
+
+    def resume_writing(self) -> None:
+        """Go on: the client reads again."""
+        super().resume_writing()
+        self.since = self.loop.time()
+        if self._running is None:
+            self._next()
+
+    def check_time(self, now: float) -> None:
+        """Close, with a 408 where a request has begun, what took longer than its limit."""
+        limits, spent = self._limits, now - self.since
+        if self.flow.write_paused:
+            if spent > limits.write_timeout:
+                self.transport.abort()
+        elif self.doing == IDLE:
+            if spent > limits.idle_timeout:
+                self.transport.close()
+        elif self.doing == HEAD and spent > limits.head_timeout:
+            self._refuse(HTTPError(408, "the request's head did not come in time", reason="slow_request"))
+        elif self.doing == BODY and spent > limits.body_timeout:
+            self._refuse(HTTPError(408, "the request's body did not come in time", reason="slow_request"))
+
+    # ── the parser's callbacks ──
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self.url = b""
+        self.headers = []
+        self._head = None
+        self._head_size = 0
+        self._replay = False
+        self._entered = None
+        self._parts = []
+        self._part_size = 0
+        if self._running is None:
+            self.doing = HEAD
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of the request target."""
+        self.url += url
+        if len(self.url) > _MAX_TARGET:
+            self._fail(SubjectTooLong(f"the request target is longer than {_MAX_TARGET} bytes"))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header line; after the head, a trailer, which is counted and dropped."""
+        self._head_size += len(name) + len(value) + 4
+        if self._head_size > self._limits.header_bytes:
+            self._fail(HeadersTooLarge(f"the request's headers have more than {self._limits.header_bytes} bytes"))
+        if self._head is None:
+            self.headers.append((name.lower(), value))
+            if len(self.headers) > self._limits.header_count:
+                self._fail(HeadersTooLarge(f"the request has more than {self._limits.header_count} headers"))
+
+    def on_headers_complete(self) -> None:
+        """The head is there: check it, and choose the door."""
+        try:
+            self._choose_door()
+        except HTTPError as error:
+            self._fail(error)
+
+    def _choose_door(self) -> None:
+        parser, headers = self.parser, self.headers
+        version = parser.get_http_version()
+        self._method = method = parser.get_method().decode("ascii")
+        if headers == self._known_headers and version == "1.1" and self._known_head is not None:
+            head = self._known_head
+        else:
+            head = self._known_head = check_head(version, headers)
+            self._known_headers = headers
+        self._head = head
+        self._keep_alive = version == "1.1" and parser.should_keep_alive()
+        if method == "CONNECT":
+            raise MethodNotAllowed("a gateway does not forward CONNECT", allow=FORWARDED_METHODS)
+        if self.url == b"*" and method == "OPTIONS":
+            self._path, self._query, self._fast = b"*", b"", True
+            return
+        self._path, self._query, authority = split_target(method, self.url)
+        if authority is not None:
+            self.headers = [(b"host", authority), *(field for field in headers if field[0] != b"host")]
+            self._known_head = None
+        self._replay = parser.should_upgrade()
+        if self._replay:
+            return
+        self._fast = (
+            self._owner.fast
+            and not head.chunked
+            and not head.expects_continue
+            and head.upgrade is None
+            and (head.length or 0) <= _FAST_BODY
+        )
+        if head.length or head.chunked:
+            self.doing = BODY if self._running is None else self.doing
+        if not self._fast:
+            self._entered = cycle = self._new_cycle(version, head)
+            self._enter(cycle)
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        if self._fast:
+            self._parts.append(body)
+            return
+        cycle = self._entered
+        if cycle is None or cycle.response_complete:
+            return
+        cycle.body += body
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.message_event.set()
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        if self._replay:
+            return
+        if self._fast:
+            body = b"".join(self._parts) if self._parts else b""
+            self._enter(_Ready(self._method, self._path, self._query, self.headers, body, self._keep_alive))
+            return
+        cycle = self._entered
+        if cycle is not None and not cycle.response_complete:
+            cycle.more_body = False
+            cycle.message_event.set()
+        if self._running is not None:
+            self.doing = ANSWER
+
+    def _fail(self, error: HTTPError) -> None:
+        """Leave the parser with an error that `data_received` answers."""
+        self._fault = error
+        raise error
+
+    def _parse_again_without_upgrade(self, rest: bytes) -> None:
+        """Parse a request again without its Upgrade: no protocol is offered here, and httptools skips the body."""
+        fields = []
+        for name, value in self.headers:
+            if name == b"connection":
+                value = b",".join([one for one in value.split(b",") if one.strip().lower() not in _UPGRADE])
+            if name not in _UPGRADE and (value or name != b"connection"):
+                fields.append(b"%b: %b\r\n" % (name, value))
+        head = b"%b %b HTTP/1.1\r\n%b\r\n" % (self._method.encode(), self.url, b"".join(fields))
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.data_received(head + rest)
+
+    # ── one exchange at a time ──
+
+    def _enter(self, item: _Ready | RequestResponseCycle) -> None:
+        """Start a request, or let it wait for those before it."""
+        if self._running is None and not self._queue and not self.flow.write_paused:
+            self._start(item)
+        elif len(self._queue) < _MAX_QUEUE:
+            self._queue.append(item)
+            self.flow.pause_reading()
+        else:  # more than a client may pipeline: those that wait are answered, the rest may be sent again
+            self._deaf = True
+
+    def _start(self, item: _Ready | RequestResponseCycle) -> None:
+        self._running = item
+        self.doing = ANSWER
+        last = (self._stopping or self._deaf) and not self._queue
+        if isinstance(item, RequestResponseCycle):
+            item.keep_alive = item.keep_alive and not last
+            self.doing = BODY if item.more_body else ANSWER
+            self._start_asgi_task(item, self.app)
+            return
+        if item.refusal is not None:
+            self._answer(item, item.refusal)
+        elif item.path == b"*":
+            self._write(204, _ALLOW.block, b"", "OPTIONS", item.keep_alive)
+        else:
+            self._launch(item)
+
+    def _launch(self, item: _Ready) -> None:
+        exchange = self._owner.exchange
+        incoming = Incoming(item.method, item.path, item.query, item.fields, self._address, self.scheme or "http")
+        try:
+            exchange.admit(len(item.body))
+            flight = exchange.launch(incoming, item.body, self._landed)
+        except HTTPError as error:
+            self._answer(item, error)
+            return
+        if self._running is item:
+            self._flight = flight
+
+    def _landed(self, outcome: Message | HTTPError) -> None:
+        """Write the outcome of the flight under way."""
+        self._flight = None
+        item = self._running
+        if isinstance(item, _Ready) and not self.transport.is_closing():
+            self._answer(item, outcome)
+
+    def _answer(self, item: _Ready, outcome: Message | HTTPError) -> None:
+        try:
+            if isinstance(outcome, HTTPError):
+                raise outcome
+            status, lines, body = decode_reply(outcome.header, outcome.payload, item.method)
+        except HTTPError as error:
+            response = problem(error)
+            status, lines, body = response.status, response.headers.block, response.body
+        self._write(status, lines, body, item.method, item.keep_alive)
+
+    def _write(self, status: int, lines: bytes, body: bytes, method: str, keep_alive: bool) -> None:
+        """Write one answer, and go on with what waits."""
+        keep_alive = keep_alive and not ((self._stopping or self._deaf) and not self._queue)
+        if status == 204 or status == 304:
+            length = b""
+        elif method == "HEAD":
+            length, body = b"", b""
+        else:
+            length = b"content-length: %d\r\n" % len(body)
+        close = b"" if keep_alive else b"connection: close\r\n"
+        self.transport.write(
+            b"%b%b%b%b%b\r\n%b" % (_STATUS_LINES[status], self._owner.date_lines(), lines, length, close, body)
+        )
+        self._finished(keep_alive)
+
+    def _finished(self, keep_alive: bool) -> None:
+        self._running = None
+        self.server_state.total_requests += 1
+        self.since = self.loop.time()
+        if not keep_alive:
+            self._deaf = True
+            self.transport.close()
+            return
+        self.doing = IDLE
+        self._next()
+
+    def _next(self) -> None:
+        if self.transport.is_closing():
+            return
+        if self._queue:
+            if not self.flow.write_paused:
+                self._start(self._queue.popleft())
+            return
+        self.flow.resume_reading()
+
+    def _refuse(self, error: HTTPError) -> None:
+        """Answer a broken request in its turn, then close: what follows it cannot be told apart any more."""
+        self._fault = None
+        if self._deaf:
+            return
+        self._deaf = True
+        running = self._entered
+        if running is not None and running is self._running:
+            # Its answer may have begun, and its body will never be whole: there is nothing right to say.
+            running.disconnected = True
+            running.message_event.set()
+            if running.response_started:
+                self.transport.close()
+                return
+            self._running = None
+        refusal = _Ready("GET", b"", b"", [], b"", False, error)
+        if self._running is None and not self._queue:
+            self._start(refusal)
+        else:
+            self._queue.append(refusal)
+
+    # ── the ASGI door ──
+
+    def _new_cycle(self, version: str, head: Head) -> RequestResponseCycle:
+        scope = {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": version,
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,
+            "root_path": self.root_path,
+            "headers": self.headers,
+            "state": self.app_state.copy(),
+            "method": self._method,
+            "path": unquote(self._path.decode("latin-1")),
+            "raw_path": self._path,
+            "query_string": self._query,
+        }
+        cycle = RequestResponseCycle(
+            scope=scope,  # type: ignore[arg-type]
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=head.expects_continue,
+            keep_alive=self._keep_alive,
+            on_response=lambda: None,
+        )
+        cycle.more_body = bool(head.length or head.chunked)
+        if not cycle.more_body:
+            cycle.message_event.set()
+        cycle.on_response = lambda: self._cycle_done(cycle)
+        return cycle
+
+    def _cycle_done(self, cycle: RequestResponseCycle) -> None:
+        """An answer of the ASGI door is out."""
+        if self._running is cycle and not self.transport.is_closing():
+            self._finished(cycle.keep_alive)
