@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: dev test check lint types docs clean
+.PHONY: dev test check lint types docs bench clean
 
 dev: $(VENV)/ready  ## run the orders example: a private nats-server, a gateway, the service
 	$(BIN)/natsweb dev examples/orders/app.py
@@ -29,8 +29,11 @@ docs: $(VENV)/ready  ## build the documentation into site/
 	$(BIN)/pip install -q --group docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+bench: $(VENV)/ready  ## measure natsweb beside others, with wrk; OPTIONS="--rounds 3"
+	$(BIN)/python -m tests.benchmarks $(OPTIONS)
+
 clean:
-	rm -rf $(VENV) site dist .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) site dist bench .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # pip before 25.1 knows no dependency groups.
 $(VENV)/ready: pyproject.toml

@@ -120,6 +120,7 @@ async def open_client(
 
 
 async def close_quietly(client: Client) -> None:
+    """Close a client, whatever state it is in."""
     with contextlib.suppress(Exception):  # closing while reconnecting raises ConnectionResetError and others
         await client.close()
 

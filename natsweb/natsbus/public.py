@@ -1,4 +1,8 @@
-"""Bytes by nats-py's public API: slower, for a nats-py whose insides `fast` does not know, and for `ws://`."""
+"""Bytes by nats-py's public API: slower, for a nats-py whose insides `fast` does not know, and for `ws://`.
+
+nats-py's `publish` is a coroutine and ours is not, so one task hands messages over, in order. It writes header
+lines anew as `name: value`; everything else about them arrives as it was given.
+"""
 
 import asyncio
 import functools
