@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: dev test check lint types docs bench clean
+.PHONY: dev test check lint types docs bench chaos clean
 
 dev: $(VENV)/ready  ## run the orders example: a private nats-server, a gateway, the service
 	$(BIN)/natsweb dev examples/orders/app.py
@@ -31,6 +31,9 @@ docs: $(VENV)/ready  ## build the documentation into site/
 
 bench: $(VENV)/ready  ## measure natsweb beside others, with wrk; OPTIONS="--rounds 3"
 	$(BIN)/python -m tests.benchmarks $(OPTIONS)
+
+chaos: $(VENV)/ready  ## stop, kill and restart processes under load; OPTIONS="--only nats-restart"
+	$(BIN)/python -m tests.chaos $(OPTIONS)
 
 clean:
 	rm -rf $(VENV) site dist bench .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -8,7 +8,6 @@ never earlier. Must be used from the thread of its event loop.
 import asyncio
 import logging
 from collections.abc import Callable
-from math import ceil
 from typing import Any
 
 __all__ = ["Deadline", "Deadlines"]
@@ -39,6 +38,7 @@ class Deadlines:
         self._buckets: dict[int, set[Deadline]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._armed_for = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def __len__(self) -> int:
         return sum(len(bucket) for bucket in self._buckets.values())
@@ -48,8 +48,10 @@ class Deadlines:
 
     def after(self, seconds: float, callback: Callable[..., None], *arguments: Any) -> Deadline:
         """Arm a deadline; `callback(*arguments)` runs in the event loop, and an exception of it is logged."""
-        loop = asyncio.get_running_loop()
-        number = ceil((loop.time() + max(seconds, 0.0)) / self._tick)
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
+        number = int((loop.time() + (seconds if seconds > 0.0 else 0.0)) / self._tick) + 1
         bucket = self._buckets.get(number)
         if bucket is None:
             bucket = self._buckets[number] = set()

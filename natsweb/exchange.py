@@ -44,13 +44,14 @@ Done = Callable[[Message | HTTPError], None]
 class Incoming(NamedTuple):
     """An HTTP request as a door of the gateway has it: bytes, but for the ASCII method.
 
-    `raw_path` is still percent-encoded and below the gateway's mount; `fields` are all header lines.
+    `raw_path` is still percent-encoded and below the gateway's mount; `fields` are the lines that may cross, as
+    `Exchange.encode_fields` gives them.
     """
 
     method: str
     raw_path: bytes
     query: bytes
-    fields: list[tuple[bytes, bytes]]
+    fields: bytes
     client: str | None = None
     scheme: str = "http"
 
@@ -76,14 +77,11 @@ class _Budget:
 class Flight:
     """One request under way: from the first try to its one outcome."""
 
-    __slots__ = ("_attempt", "_cancel", "_deadline", "_done", "_exchange", "body", "fields", "incoming", "subject")
+    __slots__ = ("_attempt", "_cancel", "_deadline", "_done", "_exchange", "body", "incoming", "subject")
 
-    def __init__(
-        self, exchange: "Exchange", incoming: Incoming, subject: str, fields: bytes, body: bytes, done: Done
-    ) -> None:
+    def __init__(self, exchange: "Exchange", incoming: Incoming, subject: str, body: bytes, done: Done) -> None:
         self.incoming = incoming
         self.subject = subject
-        self.fields = fields
         self.body = body
         self._exchange = exchange
         self._done: Done | None = done
@@ -103,7 +101,7 @@ class Flight:
         incoming = self.incoming
         header = encode_request(
             incoming.method,
-            self.fields,
+            incoming.fields,
             query=incoming.query,
             timeout_ms=int(left * 1000),
             sent_ms=int(time.time() * 1000),
@@ -213,6 +211,18 @@ class Exchange:
             f"fit into one NATS message (max_payload of the server is {self.bus.max_payload})"
         )
 
+    def encode_fields(self, fields: list[tuple[bytes, bytes]]) -> bytes:
+        """Return the field lines that may cross.
+
+        Raises `HeadersTooLarge` over the limits, `BadRequest` for a name or value that must not be sent.
+        """
+        lines = encode_fields(fields)
+        if len(lines) > self.limits.header_bytes:
+            raise HeadersTooLarge(f"the request's headers have more than {self.limits.header_bytes} bytes")
+        if len(fields) > self.limits.header_count:
+            raise HeadersTooLarge(f"the request has more than {self.limits.header_count} headers")
+        return lines
+
     def launch(self, incoming: Incoming, body: bytes, done: Done) -> Flight:
         """Send a request; `done` is called once, with its outcome, unless the flight is dropped.
 
@@ -224,14 +234,9 @@ class Exchange:
         if not _METHOD(method):
             raise HTTPError(501, "this is not an HTTP method", reason="unknown_method")
         subject = to_subject(self.root, incoming.raw_path.decode("latin-1"), limit=self.limits.subject)
-        fields = encode_fields(incoming.fields)
-        if len(fields) > self.limits.header_bytes:
-            raise HeadersTooLarge(f"the request's headers have more than {self.limits.header_bytes} bytes")
-        if len(incoming.fields) > self.limits.header_count:
-            raise HeadersTooLarge(f"the request has more than {self.limits.header_count} headers")
-        if len(fields) + len(body) > self.max_body:
+        if len(incoming.fields) + len(body) > self.max_body:
             raise self.too_large()
-        flight = Flight(self, incoming, subject, fields, body, done)
+        flight = Flight(self, incoming, subject, body, done)
         self._flights.add(flight)
         self._pending_bytes += len(body)
         self.budget.earn()

@@ -146,11 +146,15 @@ class Gateway:
         if body is None:
             return None
         client = scope.get("client")
+        try:
+            fields = exchange.encode_fields(list(scope["headers"]))
+        except HTTPError as error:
+            return problem(error)
         incoming = Incoming(
             method=scope["method"],
             raw_path=_path_below_mount(scope),
             query=scope.get("query_string", b""),
-            fields=list(scope["headers"]),
+            fields=fields,
             client=_address(client) if client else None,
             scheme=scope.get("scheme", "http"),
         )

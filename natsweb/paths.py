@@ -7,7 +7,7 @@ This module knows the spelling of templates; which handler answers is `routing`'
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from natsweb.errors import BadPath, DeclarationError
 from natsweb.subjects import ANY, REST, encode_segment, join, to_path
@@ -48,10 +48,18 @@ _TYPED = re.compile(rf"<(?P<kind>[a-z]+):(?P<name>{_NAME})>").fullmatch
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A parsed path template."""
+    """A parsed path template; `captures` and `tail` are (position, name) of what it captures."""
 
     text: str
     parts: tuple[Part, ...]
+    captures: tuple[tuple[int, str], ...] = field(init=False)
+    tail: tuple[int, str] | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        captures = tuple((index, part.name) for index, part in enumerate(self.parts) if isinstance(part, Capture))
+        tails = [(index, part.name) for index, part in enumerate(self.parts) if isinstance(part, Tail)]
+        object.__setattr__(self, "captures", captures)
+        object.__setattr__(self, "tail", tails[0] if tails else None)
 
     @classmethod
     def parse(cls, text: str) -> "Template":

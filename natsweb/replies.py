@@ -76,12 +76,12 @@ def compile_reply(annotation: Any, status: int | None) -> ToResponse:
             value = validate(value)
         kind = type(value)
         if kind not in as_they_are:
-            return Response(status=some, headers=_JSON, body=to_bytes(value, by_alias=True))
+            return Response.trusted(some, _JSON, to_bytes(value, by_alias=True))
         if value is None:
-            return Response(status=none, headers=_NONE)
+            return Response.trusted(none, _NONE, b"")
         if kind is str:
-            return Response(status=some, headers=_TEXT, body=value.encode())
-        return Response(status=some, headers=_BYTES, body=value)
+            return Response.trusted(some, _TEXT, value.encode())
+        return Response.trusted(some, _BYTES, value)
 
     return to_response
 

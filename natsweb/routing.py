@@ -101,6 +101,9 @@ class Router(Generic[E]):
         Raises `NoRoute`, `MethodNotAllowed` with the methods of all templates that fit, or `BadPath` for a tail
         that would climb up (`a%2F..%2Fb`).
         """
+        found = self._walk(method, tokens)
+        if found is not None:
+            return found
         fallback = None
         for ends in _search(self._root, tokens, 0):
             endpoint = ends.get(method)
@@ -115,6 +118,19 @@ class Router(Generic[E]):
         if method == "OPTIONS":
             return Options(allow)
         raise MethodNotAllowed(f"this path takes {', '.join(allow)}", allow=allow)
+
+    def _walk(self, method: str, tokens: list[str]) -> Match[E] | None:
+        """Return the match of the first candidate of the search, which nearly always is the one."""
+        node = self._root
+        for token in tokens:
+            child = node.literals.get(token)
+            if child is None:
+                child = node.capture
+                if child is None or token[0] == "%":
+                    return None
+            node = child
+        endpoint = node.ends.get(method)
+        return None if endpoint is None else Match(endpoint, _captures(endpoint.template, tokens))
 
     def _allowed(self, tokens: list[str]) -> list[str]:
         methods = {method for ends in _search(self._root, tokens, 0) for method in ends}
@@ -147,13 +163,10 @@ def _search(node: _Node[E], tokens: list[str], index: int) -> Iterator[dict[str,
 
 
 def _captures(template: Template, tokens: list[str]) -> dict[str, str]:
-    params: dict[str, str] = {}
-    for index, part in enumerate(template.parts):
-        match part:
-            case Capture(name):
-                params[name] = decode_token(tokens[index])
-            case Tail(name):
-                params[name] = _tail([decode_token(token) for token in tokens[index:]])
+    params = {name: decode_token(tokens[index]) for index, name in template.captures}
+    if template.tail is not None:
+        index, name = template.tail
+        params[name] = _tail([decode_token(token) for token in tokens[index:]])
     return params
 
 

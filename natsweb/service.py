@@ -53,6 +53,7 @@ class Route:
     status: int | None
     where: Place
     frame: FrameType | None
+    is_async: bool = False
     plan: Plan | None = None
     to_response: ToResponse | None = None
 
@@ -220,7 +221,7 @@ class Service:
         except DeclarationError as error:
             raise DeclarationError(error.what, where=str(where), fix=error.fix) from None
         check_names(template, inspect.signature(function).parameters, where)
-        route = Route(template, methods, function, status, where, frame)
+        route = Route(template, methods, function, status, where, frame, inspect.iscoroutinefunction(function))
         try:
             route.compile()
         except NameError:
@@ -295,7 +296,7 @@ class Service:
             else:
                 call = call.model_copy(update={"params": params})
         arguments = plan.bind(call, params)
-        if inspect.iscoroutinefunction(route.function):
+        if route.is_async:
             return await route.function(**arguments)
         return await self._in_thread(functools.partial(route.function, **arguments))
 

@@ -44,6 +44,7 @@ MAX_SUBJECT = 3072
 _EMPTY = "%"
 _KEPT = r"A-Za-z0-9\-_~!$&'()+,;="
 _PLAIN_SEGMENT = re.compile(f"[{_KEPT}]+").fullmatch
+_PLAIN_PATH = re.compile(f"(?:/[{_KEPT}]+)+").fullmatch
 _PLAIN_TOKENS = re.compile(rf"[{_KEPT}]+(?:\.[{_KEPT}]+)*").fullmatch
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})").search
 _ENCODED = {byte: chr(byte) if re.fullmatch(f"[{_KEPT}]", chr(byte)) else f"%{byte:02X}" for byte in range(256)}
@@ -95,6 +96,8 @@ def path_tokens(raw_path: str) -> list[str]:
 
     Bytes above 0x7F may stand unescaped, as latin-1 characters of the raw path. Raises `BadPath`.
     """
+    if _PLAIN_PATH(raw_path):
+        return raw_path[1:].split("/")
     if raw_path == "/":
         return []
     if not raw_path.startswith("/"):
@@ -135,7 +138,7 @@ def to_subject(root: str, raw_path: str, *, limit: int = MAX_SUBJECT) -> str:
 
     Raises `BadPath` for a path without canonical form, `SubjectTooLong` over `limit` bytes.
     """
-    subject = join(root, path_tokens(raw_path))
+    subject = f"{root}{raw_path.replace('/', '.')}" if _PLAIN_PATH(raw_path) else join(root, path_tokens(raw_path))
     if len(subject) > limit:
         raise SubjectTooLong(f"the path is too long: its subject would have {len(subject)} bytes of {limit} allowed")
     return subject

@@ -8,6 +8,7 @@ that came; `Nw-*` and `Nats-*` are the wire's own and never the HTTP side's. No 
 import json
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import TypeVar
 
 from natsweb.errors import BadReply, BadRequest, UnknownVersion, phrase
@@ -50,6 +51,23 @@ _DIGITS = re.compile(rb"[0-9]{1,15}").fullmatch
 _STATUS = re.compile(rb"[1-5][0-9]{2}").fullmatch
 _SCHEMES = {b"http": "http", b"https": "https", b"ws": "ws", b"wss": "wss"}
 _NO_BODY = frozenset([204, 205, 304])
+
+
+# Header blocks repeat: most replies of a service have the same, most requests of a client the same fields.
+_KNOWN = 512
+_KNOWN_SIZE = 2048
+_known_replies: dict[tuple[bytes | None, str], tuple[int, bytes, bool, bool]] = {}
+_known_fields: dict[bytes, Headers] = {}
+_known_heads: dict[tuple[int, bytes, bool, str | None], bytes] = {}
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def _remember(known: dict[K, V], key: K, value: V) -> None:
+    if len(known) >= _KNOWN:
+        known.clear()
+    known[key] = value
 
 
 def _is_ours(name: bytes) -> bool:
@@ -109,6 +127,13 @@ def _number(value: bytes | None, name: str) -> int | None:
 # ── requests ─────────────────────────────────────────────────────────────────────────────────────
 
 
+# The lines of a request that are the wire's own, in the order in which `encode_request` writes them.
+_OUR_LINES = re.compile(
+    rb"NATS/1\.0\r\nNw-Method: ([!#$%&'*+\-.^_`|~0-9A-Z]{1,32})\r\n(?:Nw-Query: ([\x21-\x7e]+)\r\n)?"
+    rb"(?:Nw-Timeout: ([0-9]{1,15})\r\n)?(?:Nw-Sent: ([0-9]{1,15})\r\n)?(?:Nw-Service: ([\x21-\x7e]+)\r\n)?"
+    rb"(?:Nw-Client: ([\x21-\x7e]+)\r\n)?(?:Nw-Scheme: (https|ws|wss)\r\n)?"
+).match
+
 _DROPPED = HOP_BY_HOP | {b"content-length", b"expect"}
 _FIELDS = re.compile(rb"(?:" + _FIELD + rb")*").fullmatch
 
@@ -150,22 +175,31 @@ def encode_request(
     `fields` are field lines, taken as they are (see `encode_fields`). Raises `BadRequest` for a value that has CR,
     LF or NUL.
     """
-    lines = [_START, _own_line(b"Nw-Method", method.encode("ascii"))]
-    if query:
-        lines.append(_own_line(b"Nw-Query", query))
-    if timeout_ms is not None:
-        lines.append(b"Nw-Timeout: %d\r\n" % timeout_ms)
-    if sent_ms is not None:
-        lines.append(b"Nw-Sent: %d\r\n" % sent_ms)
+    return b"%b%b%b%b%b%b\r\n" % (
+        _method_lines(method),
+        _own_line(b"Nw-Query", query) if query else b"",
+        b"" if timeout_ms is None else b"Nw-Timeout: %d\r\n" % timeout_ms,
+        b"" if sent_ms is None else b"Nw-Sent: %d\r\n" % sent_ms,
+        _origin_lines(service, client, scheme),
+        fields,
+    )
+
+
+@lru_cache(64)
+def _method_lines(method: str) -> bytes:
+    return _START + _own_line(b"Nw-Method", method.encode("ascii"))
+
+
+@lru_cache(1024)
+def _origin_lines(service: str | None, client: str | None, scheme: str) -> bytes:
+    lines = b""
     if service is not None:
-        lines.append(_own_line(b"Nw-Service", service.encode("ascii")))
+        lines += _own_line(b"Nw-Service", service.encode("ascii"))
     if client is not None:
-        lines.append(_own_line(b"Nw-Client", client.encode("ascii", "replace")))
+        lines += _own_line(b"Nw-Client", client.encode("ascii", "replace"))
     if scheme != "http":
-        lines.append(_own_line(b"Nw-Scheme", scheme.encode("ascii")))
-    lines.append(fields)
-    lines.append(_END)
-    return b"".join(lines)
+        lines += _own_line(b"Nw-Scheme", scheme.encode("ascii"))
+    return lines
 
 
 def decode_request(tokens: list[str], header: bytes | None, body: bytes) -> Call:
@@ -175,8 +209,33 @@ def decode_request(tokens: list[str], header: bytes | None, body: bytes) -> Call
     """
     if header is None:
         return Call("POST" if body else "GET", tokens, body=body)
+    if (found := _OUR_LINES(header)) is not None:
+        headers = _known_fields.get(header[found.end() :])
+        if headers is not None:  # what natsweb itself sends, with fields that have been looked at before
+            method, query, ms, sent, service, client, scheme = found.groups()
+            return Call(
+                method.decode("ascii"),
+                tokens,
+                query.decode("ascii") if query else "",
+                headers,
+                body,
+                client=None if client is None else client.decode("ascii"),
+                scheme="http" if scheme is None else _SCHEMES[scheme],
+                timeout=None if ms is None else int(ms) / 1000,
+                sent=None if sent is None else int(sent),
+                service=None if service is None else service.decode("ascii"),
+            )
+    return _decode_request(tokens, header, body, None if found is None else found.end())
+
+
+def _decode_request(tokens: list[str], header: bytes, body: bytes, fields_at: int | None) -> Call:
+    """Decode whatever a peer may send; `fields_at` is where the HTTP fields begin, if natsweb wrote the block."""
     ours, headers = _split(_field_lines(header, BadRequest))
     get = ours.get
+    if fields_at is not None:
+        rest = header[fields_at:]
+        if len(rest) <= _KNOWN_SIZE and headers.block + _END == rest:
+            _remember(_known_fields, rest, headers)
     if get(VERSION, b"1") != b"1":
         raise UnknownVersion("this service speaks version 1 of the wire format")
     method = get(METHOD, b"POST" if body else b"GET").decode("latin-1")
@@ -220,8 +279,20 @@ def encode_response(
     a reply that was surely not executed. `error` is the text for NATS micro clients; by default the phrase of
     the status.
     """
+    status, payload, block = response.status, response.body, response.headers.block
+    if method == "HEAD" or status in _NO_BODY:
+        return _encode_head(response, method, retry, error), b""
+    key = (status, block, retry, error)
+    header = _known_heads.get(key)
+    if header is None:
+        header = _encode_head(response, method, retry, error)
+        if len(block) <= _KNOWN_SIZE:
+            _remember(_known_heads, key, header)
+    return header, payload
+
+
+def _encode_head(response: Response, method: str, retry: bool, error: str | None) -> bytes:
     status, payload = response.status, response.body
-    bodiless = method == "HEAD" or status in _NO_BODY
     lines = [_START]
     if status != 200:
         lines.append(b"Nw-Status: %d\r\n" % status)
@@ -238,7 +309,7 @@ def encode_response(
         if length is not None and _DIGITS(length):
             lines.append(b"content-length: %b\r\n" % length)
     lines.append(_END)
-    return b"".join(lines), b"" if bodiless else payload
+    return b"".join(lines)
 
 
 def is_no_responders(header: bytes | None) -> bool:
@@ -248,7 +319,9 @@ def is_no_responders(header: bytes | None) -> bool:
 
 def may_retry(header: bytes | None) -> bool:
     """Tell whether a reply says `Nw-Retry: 1`: it was surely not executed."""
-    return header is not None and re.search(rb"(?i)\r\nnw-retry:[ \t]*1[ \t]*\r\n", header) is not None
+    if header is None or b"\r\nnw-retry:" not in header.lower():
+        return False
+    return re.search(rb"(?i)\r\nnw-retry:[ \t]*1[ \t]*\r\n", header) is not None
 
 
 def decode_response(header: bytes | None, payload: bytes, *, method: str = "GET") -> Response:
@@ -257,7 +330,7 @@ def decode_response(header: bytes | None, payload: bytes, *, method: str = "GET"
     A reply without header fields is 200 with a guessed content type. Raises `BadReply` for anything malformed.
     """
     status, lines, body = decode_reply(header, payload, method)
-    return Response(status=status, headers=Headers.from_block(lines), body=body)
+    return Response.trusted(status, Headers.from_block(lines), body)
 
 
 def decode_reply(header: bytes | None, payload: bytes, method: str) -> tuple[int, bytes, bytes]:
@@ -271,22 +344,6 @@ def decode_reply(header: bytes | None, payload: bytes, method: str) -> tuple[int
     if guess:
         lines = _guess_type(payload)
     return status, lines, b"" if bodiless else payload
-
-
-# Header blocks repeat: most replies of a service have the same, most requests of a client the same fields.
-_KNOWN = 512
-_KNOWN_SIZE = 2048
-_known_replies: dict[tuple[bytes | None, str], tuple[int, bytes, bool, bool]] = {}
-_known_fields: dict[bytes, Headers] = {}
-
-K = TypeVar("K")
-V = TypeVar("V")
-
-
-def _remember(known: dict[K, V], key: K, value: V) -> None:
-    if len(known) >= _KNOWN:
-        known.clear()
-    known[key] = value
 
 
 def _decode_head(header: bytes | None, method: str) -> tuple[int, bytes, bool, bool]:

@@ -7,8 +7,10 @@ Answers go to inbox subjects only. The mirror image of the gateway; it knows no 
 
 import asyncio
 import logging
+import sys
 import time
-from typing import Protocol
+from collections.abc import Coroutine
+from typing import Any, Protocol
 
 from natsweb.bus import Bus, Message, Subscription
 from natsweb.deadlines import Deadline, Deadlines
@@ -155,8 +157,8 @@ class Worker:
         timeout = self._timeout if job.call.timeout is None else job.call.timeout
         self._jobs.add(job)
         self._idle.clear()
-        job.deadline = self._deadlines.after(timeout, lambda: self._time_up(job, timeout))
-        job.task = asyncio.create_task(self._run(job))
+        job.deadline = self._deadlines.after(timeout, self._time_up, job, timeout)
+        job.task = _new_task(self._run(job))
 
     async def _run(self, job: _Job) -> None:
         try:
@@ -214,6 +216,19 @@ class Worker:
     def _publish(self, job: _Job, response: Response) -> None:
         header, payload = encode_response(response, method=job.call.method, retry=response.retry)
         self._bus.publish(job.reply, payload, header=header)
+
+
+if sys.version_info >= (3, 12):
+
+    def _new_task(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Start a task at once: a handler that never waits is over before it would have been scheduled."""
+        return asyncio.Task(work, loop=asyncio.get_running_loop(), eager_start=True)
+
+else:
+
+    def _new_task(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Start a task."""
+        return asyncio.get_running_loop().create_task(work)
 
 
 def _who(job: _Job) -> tuple[str, str]:

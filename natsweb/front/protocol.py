@@ -58,7 +58,7 @@ class _Ready(NamedTuple):
     method: str
     path: bytes
     query: bytes
-    fields: list[tuple[bytes, bytes]]
+    fields: bytes
     body: bytes
     keep_alive: bool
     refusal: HTTPError | None = None
@@ -95,6 +95,7 @@ class Connection(HttpToolsProtocol):
         # The last head, since clients send the same again and again.
         self._known_headers: list[tuple[bytes, bytes]] = []
         self._known_head: Head | None = None
+        self._known_fields: bytes | None = None
 
     def __repr__(self) -> str:
         doing = ("idle", "reading a head", "reading a body", "answering")[self.doing]
@@ -218,7 +219,7 @@ class Connection(HttpToolsProtocol):
             head = self._known_head
         else:
             head = self._known_head = check_head(version, headers)
-            self._known_headers = headers
+            self._known_headers, self._known_fields = headers, None
         self._head = head
         self._keep_alive = version == "1.1" and parser.should_keep_alive()
         if method == "CONNECT":
@@ -229,7 +230,7 @@ class Connection(HttpToolsProtocol):
         self._path, self._query, authority = split_target(method, self.url)
         if authority is not None:
             self.headers = [(b"host", authority), *(field for field in headers if field[0] != b"host")]
-            self._known_head = None
+            self._known_head, self._known_fields = None, None
         self._replay = parser.should_upgrade()
         if self._replay:
             return
@@ -265,7 +266,16 @@ class Connection(HttpToolsProtocol):
             return
         if self._fast:
             body = b"".join(self._parts) if self._parts else b""
-            self._enter(_Ready(self._method, self._path, self._query, self.headers, body, self._keep_alive))
+            fields = self._known_fields
+            if fields is None:
+                try:
+                    fields = self._owner.exchange.encode_fields(self.headers)
+                except HTTPError as error:
+                    self._fail(error)
+                    return
+                if self.headers is self._known_headers:
+                    self._known_fields = fields
+            self._enter(_Ready(self._method, self._path, self._query, fields, body, self._keep_alive))
             return
         cycle = self._entered
         if cycle is not None and not cycle.response_complete:
@@ -399,7 +409,7 @@ class Connection(HttpToolsProtocol):
                 self.transport.close()
                 return
             self._running = None
-        refusal = _Ready("GET", b"", b"", [], b"", False, error)
+        refusal = _Ready("GET", b"", b"", b"", b"", False, error)
         if self._running is None and not self._queue:
             self._start(refusal)
         else:
