@@ -136,11 +136,10 @@ class Worker:
         reply = message.reply if message.reply.startswith(self._reply_prefixes) else ""
         if message.reply and not reply:
             logger.warning("a request on %r wants its answer on %r, which is no inbox", message.subject, message.reply)
-        call = Call("GET", [])
         try:
             call = decode_request(subject_tokens(self._root, message.subject), message.header, message.payload)
         except HTTPError as error:
-            self._answer(_Job(call, reply), problem(error))
+            self._answer(_Job(Call("GET", []), reply), problem(error))
             return
         if call.service is not None and call.service != self._app.name:
             return

@@ -1,0 +1,211 @@
+"""The load: clients on raw sockets, each with one connection and one request at a time.
+
+A client knows exactly how a request ended: whether the connection was refused, closed before the first byte of
+the answer, or closed within it. Library clients hide that, and send again on their own. It knows HTTP/1.1 with
+Content-Length, and nothing of who answers.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import random
+import re
+import time
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from .ledger import End, Outcome
+
+__all__ = ["Load"]
+
+_REST = 0.02
+_HEAD = re.compile(rb"HTTP/1\.1 (\d{3})[ \r]")
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
+_CLOSING = re.compile(rb"\r\nconnection: *close\r\n", re.IGNORECASE)
+
+
+class _Answer(NamedTuple):
+    end: End
+    status: int = 0
+    body: bytes = b""
+    closing: bool = False
+
+
+class _Connection(asyncio.Protocol):
+    """One connection: what has arrived on it, and whether it is still there."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.answers = 0
+        self._received = bytearray()
+        self._lost = False
+        self._news = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        self._news.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
+        self._news.set()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a request can be sent, as far as the client knows."""
+        return self.transport is not None and not self._lost and not self.transport.is_closing()
+
+    async def ask(self, request: bytes, patience: float) -> _Answer:
+        """Send a request and return its answer, or how there was none."""
+        assert self.transport is not None
+        self.transport.write(request)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                while True:
+                    if (answer := self._take()) is not None:
+                        self.answers += 1
+                        return answer
+                    if self._lost:
+                        return _Answer("cut" if self._received else "closed")
+                    self._news.clear()
+                    await self._news.wait()
+        return _Answer("cut" if self._received else "silent")
+
+    def _take(self) -> _Answer | None:
+        """Take a whole answer out of what has arrived; what is no HTTP, or more than one answer, has status 0."""
+        head, found, rest = self._received.partition(b"\r\n\r\n")
+        if not found:
+            return None
+        line, length = _HEAD.match(head), _LENGTH.search(head + b"\r\n")
+        size = int(length[1]) if length else 0
+        if line and length and len(rest) < size:
+            return None
+        self._received.clear()
+        if not line or not length or len(rest) > size:
+            return _Answer("answered", 0, bytes(rest), True)
+        return _Answer("answered", int(line[1]), bytes(rest), bool(_CLOSING.search(head + b"\r\n")))
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self.transport is not None:
+            self.transport.close()
+
+
+class Load:
+    """`clients` clients that send one request after the other to `url` while the context lasts.
+
+    A request takes the service up to `pause` seconds, and a client waits up to `think` seconds before the next.
+    `patience` is how long it waits for an answer. Without `keep` every request has a connection of its own. With
+    `leave` a client ends when its connection is refused.
+    On the way out every client finishes the request that it has under way.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        clients: int = 64,
+        *,
+        pause: float = 0.04,
+        think: float = 0.02,
+        patience: float = 15.0,
+        keep: bool = True,
+        leave: bool = False,
+    ) -> None:
+        address = urlsplit(url)
+        self._host, self._port = address.hostname or "", address.port or 80
+        self._clients = clients
+        self._pause, self._think, self._patience = pause, think, patience
+        self._keep = keep
+        self._leave = leave
+        self._stopping = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._ids = (f"{os.urandom(4).hex()}-{number}" for number in itertools.count(1))
+        self.outcomes: list[Outcome] = []
+        self.in_flight = 0
+
+    def __repr__(self) -> str:
+        return f"<Load {self._clients} clients, {self.in_flight} in flight, {len(self.outcomes)} over>"
+
+    async def __aenter__(self) -> "Load":
+        self._tasks = [asyncio.create_task(self._run()) for _ in range(self._clients)]
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._stopping = True
+        if kind is not None:
+            for task in self._tasks:
+                task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=kind is not None)
+
+    async def all_left(self, timeout: float) -> bool:
+        """Wait until every client has left, because its connection was refused; False if they have not in time."""
+        _, staying = await asyncio.wait(self._tasks, timeout=timeout)
+        return not staying
+
+    async def _run(self) -> None:
+        """Be one client."""
+        connection: _Connection | None = None
+        try:
+            while not self._stopping:
+                id, sent = next(self._ids), time.monotonic()
+                if connection is None or not connection.is_open:
+                    connection = await self._connect()
+                if connection is None:
+                    self.outcomes.append(Outcome(id, sent, time.monotonic(), "refused"))
+                    if self._leave:
+                        return
+                    await asyncio.sleep(_REST)
+                    continue
+                outcome = await self._ask(connection, id)
+                self.outcomes.append(outcome)
+                if outcome.closing or outcome.end != "answered" or not self._keep:
+                    connection.close()
+                    connection = None
+                await asyncio.sleep(random.uniform(0, self._think) if outcome.acked else _REST)
+        finally:
+            if connection is not None:
+                connection.close()
+
+    async def _connect(self) -> _Connection | None:
+        try:
+            loop = asyncio.get_running_loop()
+            _, connection = await loop.create_connection(_Connection, self._host, self._port)
+        except OSError:
+            return None
+        return connection
+
+    async def _ask(self, connection: _Connection, id: str) -> Outcome:
+        """Send one request and judge its answer."""
+        body = json.dumps({"id": id, "pause": round(random.uniform(0, self._pause), 4)}).encode()
+        head = f"POST /work HTTP/1.1\r\nHost: chaos\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        reused = connection.answers > 0
+        self.in_flight += 1
+        sent = time.monotonic()
+        try:
+            answer = await connection.ask(head.encode() + b"\r\n\r\n" + body, self._patience)
+        finally:
+            self.in_flight -= 1
+        reason, right = _read(answer, id)
+        return Outcome(id, sent, time.monotonic(), answer.end, answer.status, reason, right, reused, answer.closing)
+
+
+def _read(answer: _Answer, id: str) -> tuple[str, bool]:
+    """Return the reason that a failure gives, and whether the body belongs to the request and the status."""
+    if answer.end != "answered":
+        return "", True
+    if not answer.status:
+        return "", False
+    try:
+        said = json.loads(answer.body)
+    except ValueError:
+        return "", False
+    if not isinstance(said, dict):
+        return "", False
+    if 200 <= answer.status < 300:
+        return "", said.get("id") == id
+    return str(said.get("reason", "")), said.get("status") == answer.status
