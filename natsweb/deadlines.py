@@ -26,8 +26,9 @@ class Deadline:
         self.arguments = arguments
 
     def cancel(self) -> None:
-        """Disarm the deadline."""
+        """Disarm the deadline, and let go of what it holds: whoever owns it is often among that."""
         self._bucket.discard(self)
+        self.arguments = ()
 
 
 class Deadlines:

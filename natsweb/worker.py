@@ -6,6 +6,7 @@ Answers go to inbox subjects only. The mirror image of the gateway; it knows no 
 """
 
 import asyncio
+import contextlib
 import logging
 import sys
 import time
@@ -85,8 +86,7 @@ class Worker:
         self._jobs: set[_Job] = set()
         self._subscriptions: list[Subscription] = []
         self._deadlines = Deadlines()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._idle: asyncio.Event | None = None
 
     def __repr__(self) -> str:
         state = "live" if self._subscriptions else "stopped"
@@ -108,11 +108,11 @@ class Worker:
             subscription.stop()
         self._subscriptions.clear()
         await self._round_trip()
-        try:
-            async with asyncio.timeout(grace):
-                await self._idle.wait()
-        except TimeoutError:
-            pass
+        if self._jobs:
+            self._idle = asyncio.Event()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace):
+                    await self._idle.wait()
         left = list(self._jobs)
         for job in left:
             self._answer(job, problem(Stopping("the service stopped before the handler had finished")))
@@ -155,7 +155,6 @@ class Worker:
     def _start(self, job: _Job) -> None:
         timeout = self._timeout if job.call.timeout is None else job.call.timeout
         self._jobs.add(job)
-        self._idle.clear()
         job.deadline = self._deadlines.after(timeout, self._time_up, job, timeout)
         job.task = _new_task(self._run(job))
 
@@ -174,7 +173,8 @@ class Worker:
             self._jobs.discard(job)
             if job.deadline is not None:
                 job.deadline.cancel()
-            if not self._jobs:
+            job.task = None  # no cycle stays behind for the garbage collector
+            if self._idle is not None and not self._jobs:
                 self._idle.set()
         self._answer(job, response)
 

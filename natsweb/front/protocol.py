@@ -32,6 +32,7 @@ logger = logging.getLogger("natsweb.front")
 _FAST_BODY = 64 * 1024
 _MAX_QUEUE = 16
 _MAX_TARGET = 8 * 1024
+_FRESH_WAIT = 0.5
 _UPGRADE = (b"upgrade", b"http2-settings")
 _ALLOW = Headers({"allow": ", ".join(FORWARDED_METHODS)})
 _STATUS_LINES = {status: f"HTTP/1.1 {status} {phrase(status)}\r\n".encode() for status in range(100, 600)}
@@ -50,6 +51,12 @@ class Owner(Protocol):
     def date_lines(self) -> bytes:
         """Return the field lines that every answer has."""
         ...
+
+    def write(self, transport: asyncio.Transport, data: bytes) -> None:
+        """Write an answer of the fast door, soon."""
+
+    def flush(self) -> None:
+        """Write what waits now."""
 
 
 class _Ready(NamedTuple):
@@ -77,6 +84,7 @@ class Connection(HttpToolsProtocol):
         self._queue: deque[_Ready | RequestResponseCycle] = deque()
         self._running: _Ready | RequestResponseCycle | None = None
         self._flight: Flight | None = None
+        self._answered = False
         self._deaf = False
         self._stopping = False
         self._fault: HTTPError | None = None
@@ -148,7 +156,9 @@ class Connection(HttpToolsProtocol):
         """Close when the answers under way are out: the server stops."""
         self._stopping = True
         if self._running is None:
-            self.transport.close()
+            # A connection that has asked nothing yet was accepted all the same: its first request gets its answer.
+            if self._answered:
+                self.transport.close()
         elif not self._queue and isinstance(self._running, RequestResponseCycle):
             self._running.keep_alive = False
 
@@ -166,7 +176,7 @@ class Connection(HttpToolsProtocol):
             if spent > limits.write_timeout:
                 self.transport.abort()
         elif self.doing == IDLE:
-            if spent > limits.idle_timeout:
+            if spent > (_FRESH_WAIT if self._stopping else limits.idle_timeout):
                 self.transport.close()
         elif self.doing == HEAD and spent > limits.head_timeout:
             self._refuse(HTTPError(408, "the request's head did not come in time", reason="slow_request"))
@@ -321,6 +331,7 @@ class Connection(HttpToolsProtocol):
         if isinstance(item, RequestResponseCycle):
             item.keep_alive = item.keep_alive and not last
             self.doing = BODY if item.more_body else ANSWER
+            self._owner.flush()
             self._start_asgi_task(item, self.app)
             return
         if item.refusal is not None:
@@ -369,17 +380,20 @@ class Connection(HttpToolsProtocol):
         else:
             length = b"content-length: %d\r\n" % len(body)
         close = b"" if keep_alive else b"connection: close\r\n"
-        self.transport.write(
-            b"%b%b%b%b%b\r\n%b" % (_STATUS_LINES[status], self._owner.date_lines(), lines, length, close, body)
+        self._owner.write(
+            self.transport,
+            b"%b%b%b%b%b\r\n%b" % (_STATUS_LINES[status], self._owner.date_lines(), lines, length, close, body),
         )
         self._finished(keep_alive)
 
     def _finished(self, keep_alive: bool) -> None:
         self._running = None
+        self._answered = True
         self.server_state.total_requests += 1
         self.since = self.loop.time()
         if not keep_alive:
             self._deaf = True
+            self._owner.flush()
             self.transport.close()
             return
         self.doing = IDLE

@@ -21,6 +21,7 @@ __all__ = ["FastBus", "fits"]
 
 _MAX_UNSENT = 64 * 1024 * 1024
 _HIGH_WATER = 256 * 1024
+_BATCH = 512
 
 
 def fits(settings: Nats) -> bool:
@@ -83,15 +84,20 @@ class FastBus(NatsBus):
     def _put(self, frame: bytes) -> None:
         self._out.append(frame)
         self._out_bytes += len(frame)
-        if not self._scheduled:
+        if len(self._out) == _BATCH:
+            self._write()  # so that the other end begins while this one goes on
+        elif not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._write)
+            self._loop.call_soon(self._write_soon)
+
+    def _write_soon(self) -> None:
+        self._scheduled = False
+        self._write()
 
     def _write(self) -> None:
         """Write all that waits, unless the socket does not take it: then it waits where it can be taken back."""
-        self._scheduled = False
         writer = self._socket()
-        if not self._out or writer is None or not self._client.is_connected:
+        if not self._out or writer is None or writer.transport.is_closing() or not self._client.is_connected:
             return
         if writer.transport.get_write_buffer_size() > _HIGH_WATER:
             if self._waiter is None or self._waiter.done():
