@@ -120,12 +120,6 @@ async def request(
         drop()
 
 
-class _Pending(NamedTuple):
-    answer: Answer
-    timeout: float
-    deadline: Deadline
-
-
 class Inbox:
     """The requests of one connection that wait for a reply, below one unguessable subject.
 
@@ -135,8 +129,7 @@ class Inbox:
 
     def __init__(self, prefix: str = "_INBOX") -> None:
         self.subject = f"{prefix}.{os.urandom(16).hex()}"
-        self._skip = len(self.subject) + 1
-        self._pending: dict[str, _Pending] = {}
+        self._pending: dict[str, tuple[Answer, float, Deadline]] = {}  # by reply subject
         self._deadlines = Deadlines()
         self._counter = 0
         self._random = ""
@@ -153,24 +146,24 @@ class Inbox:
 
     def open(self, timeout: float, answer: Answer) -> str:
         """Return the reply subject of a new request."""
-        if self._drawn == len(self._random):
-            self._random, self._drawn = os.urandom(2048).hex(), 0
-        self._counter += 1
         drawn = self._drawn
+        if drawn == len(self._random):
+            self._random, drawn = os.urandom(2048).hex(), 0
         self._drawn = drawn + 16
-        token = f"{self._counter:x}-{self._random[drawn : drawn + 16]}"
-        self._pending[token] = _Pending(answer, timeout, self._deadlines.after(timeout, self._time_up, token))
-        return f"{self.subject}.{token}"
+        self._counter += 1
+        reply = f"{self.subject}.{self._counter:x}-{self._random[drawn : drawn + 16]}"
+        self._pending[reply] = (answer, timeout, self._deadlines.after(timeout, self._time_up, reply))
+        return reply
 
-    def _time_up(self, token: str) -> None:
-        timeout = self._pending[token].timeout
-        self.settle(f"{self.subject}.{token}", TimeUp(f"no answer within {timeout:g} s"))
+    def _time_up(self, reply: str) -> None:
+        timeout = self._pending[reply][1]
+        self.settle(reply, TimeUp(f"no answer within {timeout:g} s"))
 
     def drop(self, reply: str) -> None:
         """Forget a request; its answer will go nowhere."""
-        pending = self._pending.pop(reply[self._skip :], None)
+        pending = self._pending.pop(reply, None)
         if pending is not None:
-            pending.deadline.cancel()
+            pending[2].cancel()
 
     def receive(self, message: Message) -> None:
         """Take a message on the inbox; one that nobody waits for is counted and dropped."""
@@ -181,21 +174,21 @@ class Inbox:
 
     def settle(self, reply: str, outcome: Message | HTTPError) -> None:
         """Give the request of `reply` its outcome, unless it has one."""
-        pending = self._pending.pop(reply[self._skip :], None)
+        pending = self._pending.pop(reply, None)
         if pending is None:
             self.unclaimed += 1
             return
-        pending.deadline.cancel()
-        pending.answer(outcome)
+        pending[2].cancel()
+        pending[0](outcome)
 
     def fail_all(self, error: HTTPError) -> None:
         """End every request with `error`."""
         waiting, self._pending = self._pending, {}
-        for pending in waiting.values():
-            pending.deadline.cancel()
-        for pending in waiting.values():
+        for _, _, deadline in waiting.values():
+            deadline.cancel()
+        for answer, _, _ in waiting.values():
             try:
-                pending.answer(error)
+                answer(error)
             except Exception:
                 logger.exception("an answer's callback failed")
 

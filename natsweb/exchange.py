@@ -94,11 +94,11 @@ class Flight:
 
     def send(self) -> None:
         """Try once (more)."""
-        left = self._deadline - self._exchange.loop.time()
+        exchange, incoming = self._exchange, self.incoming
+        left = exchange.timeout if self._attempt == 0 else self._deadline - exchange.loop.time()
         if left <= 0:
-            self.finish(TimeUp(f"no answer within {self._exchange.timeout:g} s"))
+            self.finish(TimeUp(f"no answer within {exchange.timeout:g} s"))
             return
-        incoming = self.incoming
         header = encode_request(
             incoming.method,
             incoming.fields,
@@ -110,7 +110,7 @@ class Flight:
         )
         self._attempt += 1
         try:
-            self._cancel = self._exchange.bus.ask(
+            self._cancel = exchange.bus.ask(
                 self.subject, self.body, header=header, timeout=left, answer=self._on_answer
             )
         except NatsDown:
@@ -120,10 +120,13 @@ class Flight:
 
     def _on_answer(self, outcome: Message | HTTPError) -> None:
         self._cancel = None
-        if isinstance(outcome, Message):
+        if type(outcome) is Message:
+            if not may_retry(outcome.header):
+                self.finish(outcome)
+                return
             # Another member may take it at once; after that, not all at the same time.
             pause = 0.0 if self._attempt == 1 else random.uniform(0.01, 0.03)
-            if may_retry(outcome.header) and self._attempt <= _RETRIES and self._go_again(pause):
+            if self._attempt <= _RETRIES and self._go_again(pause):
                 return
         elif isinstance(outcome, NoService):
             if self._exchange.is_paused:
@@ -152,22 +155,19 @@ class Flight:
 
     def finish(self, outcome: Message | HTTPError) -> None:
         """End with an outcome, unless it has ended."""
-        done = self._end()
+        done = self._done
         if done is not None:
+            self.drop()
             done(outcome)
 
     def drop(self) -> None:
         """End without an outcome: nobody waits for it any more."""
-        self._end()
-
-    def _end(self) -> Done | None:
-        done, self._done = self._done, None
-        if done is not None:
-            cancel, self._cancel = self._cancel, None
-            if cancel is not None:
-                cancel()
+        if self._done is not None:
+            self._done = None
+            if self._cancel is not None:
+                self._cancel()
+                self._cancel = None
             self._exchange.forget(self)
-        return done
 
 
 class Exchange:
@@ -228,11 +228,8 @@ class Exchange:
 
         Raises `HTTPError` for a request that cannot cross; nothing has been sent then.
         """
-        method = incoming.method
-        if method in ("TRACE", "CONNECT"):
-            raise MethodNotAllowed(f"a gateway does not forward {method}", allow=FORWARDED_METHODS)
-        if not _METHOD(method):
-            raise HTTPError(501, "this is not an HTTP method", reason="unknown_method")
+        if incoming.method not in FORWARDED_METHODS:
+            _check_method(incoming.method)
         subject = to_subject(self.root, incoming.raw_path.decode("latin-1"), limit=self.limits.subject)
         if len(incoming.fields) + len(body) > self.max_body:
             raise self.too_large()
@@ -246,8 +243,9 @@ class Exchange:
     def forget(self, flight: Flight) -> None:
         """Take a flight that is over off the books."""
         self._flights.discard(flight)
-        self._held.discard(flight)
         self._pending_bytes -= len(flight.body)
+        if self._held:
+            self._held.discard(flight)
 
     async def forward(self, incoming: Incoming, body: bytes) -> Response:
         """Return the response to a request; every failure is a response as well. Cancelling drops the request."""
@@ -302,6 +300,13 @@ class Exchange:
             headers={"retry-after": "1"},
         )
         flight.wait(self._hold_for or 0.0, lambda: flight.finish(restarting))
+
+
+def _check_method(method: str) -> None:
+    if method in ("TRACE", "CONNECT"):
+        raise MethodNotAllowed(f"a gateway does not forward {method}", allow=FORWARDED_METHODS)
+    if not _METHOD(method):
+        raise HTTPError(501, "this is not an HTTP method", reason="unknown_method")
 
 
 def to_response(outcome: Message | HTTPError, method: str) -> Response:

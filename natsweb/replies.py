@@ -69,7 +69,11 @@ def compile_reply(annotation: Any, status: int | None) -> ToResponse:
     as_they_are = _as_they_are(annotation)
     some, none = status or 200, status or 204
 
+    model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
     def to_response(value: Any) -> Response:
+        if type(value) is model and model is not Response:  # an instance of the very model is not validated again
+            return Response.trusted(some, _JSON, to_bytes(value, by_alias=True))
         if isinstance(value, Response):
             return value
         if validate is not None:
@@ -87,15 +91,13 @@ def compile_reply(annotation: Any, status: int | None) -> ToResponse:
 
 
 def _compile_json(annotation: Any) -> tuple[Callable[[Any], Any] | None, Callable[..., bytes]]:
-    """Return a validator, which takes an instance of the very model as it is, and a serialiser to JSON bytes."""
+    """Return a validator and a serialiser to JSON bytes."""
     if annotation is Any:
         return None, to_json
     adapter: TypeAdapter[Any] = TypeAdapter(annotation)
     if not adapter.pydantic_complete:
         adapter.rebuild(raise_errors=True)
     validate, to_bytes = adapter.validator.validate_python, adapter.serializer.to_json
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return lambda value: value if type(value) is annotation else validate(value), to_bytes
     if annotation in (str, bytes):
         return lambda value: validate(value, strict=True), to_bytes
     return validate, to_bytes

@@ -263,10 +263,19 @@ class Service:
             return _redirect_or_options(found, call)
         route, params = found
         try:
-            value = await self._call(route, call, params)
-            to_response = route.to_response
-            assert to_response is not None
-            return to_response(value)
+            plan, to_response = route.plan, route.to_response
+            if plan is None or to_response is None:
+                self.compile()
+                return await self.handle(call)
+            if plan.request is not None:
+                if isinstance(call, Call):
+                    call.params = params
+                else:
+                    call = call.model_copy(update={"params": params})
+            arguments = plan.bind(call, params)
+            if route.is_async:
+                return to_response(await route.function(**arguments))
+            return to_response(await self._in_thread(functools.partial(route.function, **arguments)))
         except BaseException as error:  # SystemExit and KeyboardInterrupt of one handler must not stop all others
             return self._failed(error, f"{call.method} {route.template} failed ({route.place})")
 
@@ -284,21 +293,6 @@ class Service:
         else:
             logger.error(words, exc_info=error)
         return problem(HandlerFailed("the handler failed; the service's log says why"))
-
-    async def _call(self, route: Route, call: Call | Request, params: dict[str, str]) -> Any:
-        if route.plan is None:
-            self.compile()
-        plan = route.plan
-        assert plan is not None
-        if plan.request is not None:
-            if isinstance(call, Call):
-                call.params = params
-            else:
-                call = call.model_copy(update={"params": params})
-        arguments = plan.bind(call, params)
-        if route.is_async:
-            return await route.function(**arguments)
-        return await self._in_thread(functools.partial(route.function, **arguments))
 
     async def _in_thread(self, call: Callable[[], Any]) -> Any:
         """Run a plain function in the service's bounded pool, with the caller's context variables."""

@@ -86,6 +86,7 @@ class Worker:
         self._jobs: set[_Job] = set()
         self._subscriptions: list[Subscription] = []
         self._deadlines = Deadlines()
+        self._loop = asyncio.get_running_loop()
         self._idle: asyncio.Event | None = None
 
     def __repr__(self) -> str:
@@ -156,7 +157,7 @@ class Worker:
         timeout = self._timeout if job.call.timeout is None else job.call.timeout
         self._jobs.add(job)
         job.deadline = self._deadlines.after(timeout, self._time_up, job, timeout)
-        job.task = _new_task(self._run(job))
+        job.task = _new_task(self._run(job), self._loop)
 
     async def _run(self, job: _Job) -> None:
         try:
@@ -219,15 +220,15 @@ class Worker:
 
 if sys.version_info >= (3, 12):
 
-    def _new_task(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _new_task(work: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
         """Start a task at once: a handler that never waits is over before it would have been scheduled."""
-        return asyncio.Task(work, loop=asyncio.get_running_loop(), eager_start=True)
+        return asyncio.Task(work, loop=loop, eager_start=True)
 
 else:
 
-    def _new_task(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _new_task(work: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
         """Start a task."""
-        return asyncio.get_running_loop().create_task(work)
+        return asyncio.Task(work, loop=loop)
 
 
 def _who(job: _Job) -> tuple[str, str]:

@@ -104,6 +104,7 @@ class Connection(HttpToolsProtocol):
         self._known_headers: list[tuple[bytes, bytes]] = []
         self._known_head: Head | None = None
         self._known_fields: bytes | None = None
+        self._known_ordinary = False
 
     def __repr__(self) -> str:
         doing = ("idle", "reading a head", "reading a body", "answering")[self.doing]
@@ -225,11 +226,19 @@ class Connection(HttpToolsProtocol):
         parser, headers = self.parser, self.headers
         version = parser.get_http_version()
         self._method = method = parser.get_method().decode("ascii")
+        url = self.url
         if headers == self._known_headers and version == "1.1" and self._known_head is not None:
             head = self._known_head
+            if self._known_ordinary and url[:1] == b"/" and b"#" not in url and method != "CONNECT":
+                # The same head as before, of an ordinary request, and a path: all has been decided already.
+                self._head, self._keep_alive, self._fast = head, True, True
+                self._path, _, self._query = url.partition(b"?")
+                if head.length and self._running is None:
+                    self.doing = BODY
+                return
         else:
             head = self._known_head = check_head(version, headers)
-            self._known_headers, self._known_fields = headers, None
+            self._known_headers, self._known_fields, self._known_ordinary = headers, None, False
         self._head = head
         self._keep_alive = version == "1.1" and parser.should_keep_alive()
         if method == "CONNECT":
@@ -251,6 +260,7 @@ class Connection(HttpToolsProtocol):
             and head.upgrade is None
             and (head.length or 0) <= _FAST_BODY
         )
+        self._known_ordinary = self._fast and self._keep_alive and authority is None and version == "1.1"
         if head.length or head.chunked:
             self.doing = BODY if self._running is None else self.doing
         if not self._fast:
@@ -317,7 +327,11 @@ class Connection(HttpToolsProtocol):
     def _enter(self, item: _Ready | RequestResponseCycle) -> None:
         """Start a request, or let it wait for those before it."""
         if self._running is None and not self._queue and not self.flow.write_paused:
-            self._start(item)
+            if type(item) is _Ready and item.refusal is None and item.path != b"*":
+                self._running, self.doing = item, ANSWER
+                self._launch(item)
+            else:
+                self._start(item)
         elif len(self._queue) < _MAX_QUEUE:
             self._queue.append(item)
             self.flow.pause_reading()
