@@ -23,7 +23,7 @@ lint: $(VENV)/ready
 
 types: $(VENV)/ready
 	$(BIN)/mypy
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: $(VENV)/ready  ## build the documentation into site/
 	$(BIN)/pip install -q --group docs

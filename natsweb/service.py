@@ -299,7 +299,9 @@ class Service:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix=f"natsweb-{self.name}")
         context = contextvars.copy_context()
-        value, error = await asyncio.get_running_loop().run_in_executor(self._pool, context.run, _outcome, call)
+        value, error = await asyncio.get_running_loop().run_in_executor(
+            self._pool, lambda: context.run(lambda: _outcome(call))
+        )
         if error is not None:
             raise error
         return await value if inspect.isawaitable(value) else value

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import typer
 
@@ -131,7 +131,7 @@ def _load(target: Target) -> Service:
     return service
 
 
-def _exit_with_traceback(error: Exception) -> Any:
+def _exit_with_traceback(error: Exception) -> NoReturn:
     """Show the user's frames only, and exit."""
     ours = os.sep + "natsweb" + os.sep
     frames = [

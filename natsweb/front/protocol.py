@@ -77,6 +77,7 @@ class Connection(HttpToolsProtocol):
     def __init__(self, owner: Owner, **options: Any) -> None:
         super().__init__(**options)
         self._owner = owner
+        self._app: Any = self.app
         self._limits = owner.limits
         self._address: str | None = None
         self.doing = IDLE
@@ -346,7 +347,7 @@ class Connection(HttpToolsProtocol):
             item.keep_alive = item.keep_alive and not last
             self.doing = BODY if item.more_body else ANSWER
             self._owner.flush()
-            self._start_asgi_task(item, self.app)
+            self._start_asgi_task(item, self._app)
             return
         if item.refusal is not None:
             self._answer(item, item.refusal)

@@ -28,6 +28,7 @@ class Frames(Parser):
 
     def __init__(self, client: Any) -> None:
         self.raw: dict[bytes, RawReceive] = {}
+        self._client = client
         super().__init__(client)
 
     def reset(self) -> None:
@@ -73,7 +74,7 @@ class Frames(Parser):
                     except Exception:
                         logger.exception("receiving a message failed")
                     continue
-                await self.nc._process_msg(int(words[2]), words[1], reply, buffer[middle:stop], header)
+                await self._client._process_msg(int(words[2]), words[1], reply, buffer[middle:stop], header)
             else:
                 line, start = buffer[start:end], end + 2
                 await self._control(operation, line)
@@ -86,12 +87,12 @@ class Frames(Parser):
 
     async def _control(self, operation: bytes, line: bytes) -> None:
         if operation == b"PING":
-            await self.nc._process_ping()
+            await self._client._process_ping()
         elif operation == b"PONG":
-            await self.nc._process_pong()
+            await self._client._process_pong()
         elif operation == b"INFO":
-            await self.nc._process_info(json.loads(line[5:]))
+            await self._client._process_info(json.loads(line[5:]))
         elif operation == b"-ERR":
-            await self.nc._process_err(line[5:].decode("latin-1").strip().lower())
+            await self._client._process_err(line[5:].decode("latin-1").strip().lower())
         elif operation != b"+OK":
             raise nats.errors.ProtocolError
