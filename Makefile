@@ -13,7 +13,7 @@ test: $(VENV)/ready  ## run the tests
 
 check: $(VENV)/ready lint types  ## what CI runs: lint, types, tests with coverage
 	$(BIN)/coverage erase
-	COVERAGE_PROCESS_START=pyproject.toml $(BIN)/coverage run -m pytest
+	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml COVERAGE_FILE=$(CURDIR)/.coverage $(BIN)/coverage run -m pytest
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --skip-covered
 

@@ -32,7 +32,7 @@ TABLE = {
     ("Disconnected", 502, "disconnected", False),
     ("NatsDown", 503, "nats_down", True),
     ("Overloaded", 503, "overloaded", True),
-    ("Stopping", 503, "stopping", True),
+    ("Stopping", 503, "stopping", False),
     ("TimeUp", 504, "timeout", False),
     ("UnknownVersion", 505, "unknown_version", False),
 }
