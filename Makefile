@@ -3,19 +3,19 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: dev test check lint types docs bench chaos clean
+.PHONY: dev test check oldest lint types docs bench chaos clean
 
 dev: $(VENV)/ready  ## run the orders example: a private nats-server, a gateway, the service
 	$(BIN)/natsweb dev examples/orders/app.py
 
 test: $(VENV)/ready  ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PYTEST)
 
-check: $(VENV)/ready lint types  ## what CI runs: lint, types, tests with coverage
-	$(BIN)/coverage erase
-	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml COVERAGE_FILE=$(CURDIR)/.coverage $(BIN)/coverage run -m pytest
-	$(BIN)/coverage combine -q
-	$(BIN)/coverage report --skip-covered
+check: lint types  ## what CI runs: lint, types, tests with coverage
+	$(MAKE) test PYTEST="--cov --cov-report=term:skip-covered"
+
+oldest:  ## the tests that touch nats-py, on the lowest one that pyproject.toml allows
+	$(MAKE) test VENV=.venv-oldest NATS="nats-py==2.14.0" PYTEST="tests/test_bus.py tests/test_natsbus.py tests/test_worker.py tests/test_gateway.py"
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -36,12 +36,12 @@ chaos: $(VENV)/ready  ## stop, kill and restart processes under load; OPTIONS="-
 	$(BIN)/python -m tests.chaos $(OPTIONS)
 
 clean:
-	rm -rf $(VENV) site dist bench .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest site dist bench .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # pip before 25.1 knows no dependency groups.
 $(VENV)/ready: pyproject.toml
 	@echo "installing natsweb and its tools into $(VENV), once; this takes half a minute or so"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install -q -e ".[standard]" --group dev
+	$(BIN)/python -m pip install -q -e ".[standard]" --group dev $(NATS)
 	touch $@
