@@ -14,7 +14,7 @@ import pytest
 
 from natsweb.bus import Message, request
 from natsweb.embedded import embedded_server
-from natsweb.errors import Disconnected, NatsDown, NatsUnreachable, Overloaded, TimeUp
+from natsweb.errors import Disconnected, NatsDown, NatsUnreachable, Overloaded, SubjectTooLong, TimeUp
 from natsweb.natsbus import connect
 from natsweb.settings import Nats, find_nats
 
@@ -182,6 +182,31 @@ async def test_a_stalled_server_is_noticed(run_server, until):
         await until(lambda: bus.is_connected)
         await bus.flush()
         assert (await request(bus, "echo", b"1")).payload == b"1"
+
+
+async def test_what_never_left_is_told_from_what_may_have_arrived(run_server, until):
+    """Of requests behind a stalled socket, those still with us end as not sent, the others as perhaps delivered."""
+    async with run_server() as (url, send), connected(url) as bus:
+        outcomes = []
+        send(signal.SIGSTOP)
+        for _ in range(60):
+            bus.ask("nobody", bytes(900_000), timeout=30, answer=outcomes.append)
+        await asyncio.sleep(0)  # a turn of the event loop: all that the socket takes is written
+        send(signal.SIGKILL)
+        await until(lambda: len(outcomes) == 60)
+        kinds = [type(outcome) for outcome in outcomes]
+        assert set(kinds) == {Disconnected, NatsDown}
+        assert len(bus._inbox) == 0
+
+
+async def test_a_subject_too_long_for_a_protocol_line_is_never_sent(bus):
+    """It would make the server close the connection; from either side it is an error of its sender alone."""
+    with pytest.raises(SubjectTooLong):
+        bus.publish("a" * 4000, b"", reply="_INBOX." + "b" * 60)
+    with pytest.raises(SubjectTooLong):
+        bus.ask("a" * 4050, b"", timeout=1, answer=lambda _: None)
+    await bus.flush()
+    assert bus.is_connected
 
 
 async def test_closing_while_the_server_is_away(run_server, until):

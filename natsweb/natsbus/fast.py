@@ -21,7 +21,6 @@ __all__ = ["FastBus", "fits"]
 
 _MAX_UNSENT = 64 * 1024 * 1024
 _HIGH_WATER = 256 * 1024
-_BATCH = 512
 
 
 def fits(settings: Nats) -> bool:
@@ -77,16 +76,13 @@ class FastBus(NatsBus):
         check_message(subject, reply, size, client._max_payload)
         if self._out_bytes > _MAX_UNSENT:
             raise Overloaded("the connection to NATS is congested")
-        self._put(frame)
-        if reply:
-            self._out_replies.append(reply)
+        self._put(frame, reply)
 
-    def _put(self, frame: bytes) -> None:
+    def _put(self, frame: bytes, reply: str = "") -> None:
         self._out.append(frame)
+        self._out_replies.append(reply)
         self._out_bytes += len(frame)
-        if len(self._out) == _BATCH:
-            self._write()  # so that the other end begins while this one goes on
-        elif not self._scheduled:
+        if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._write_soon)
 
@@ -99,27 +95,38 @@ class FastBus(NatsBus):
         writer = self._socket()
         if not self._out or writer is None or writer.transport.is_closing() or not self._client.is_connected:
             return
-        if writer.transport.get_write_buffer_size() > _HIGH_WATER:
-            if self._waiter is None or self._waiter.done():
-                self._waiter = asyncio.create_task(self._write_later(writer), name="natsweb bus writer")
+        transport = writer.transport
+        if self._out_bytes <= _HIGH_WATER and transport.get_write_buffer_size() <= _HIGH_WATER:
+            out, self._out = self._out, []
+            self._out_bytes = 0
+            self._out_replies.clear()
+            transport.write(out[0] if len(out) == 1 else b"".join(out))
             return
-        out, self._out = self._out, []
-        self._out_bytes = 0
-        self._out_replies.clear()
-        writer.transport.write(out[0] if len(out) == 1 else b"".join(out))
+        sent = 0
+        while sent < len(self._out) and transport.get_write_buffer_size() <= _HIGH_WATER:
+            transport.write(self._out[sent])
+            self._out_bytes -= len(self._out[sent])
+            sent += 1
+        del self._out[:sent], self._out_replies[:sent]
+        if self._out and (self._waiter is None or self._waiter.done()):
+            self._waiter = asyncio.create_task(self._write_later(writer), name="natsweb bus writer")
 
     async def _write_later(self, writer: asyncio.StreamWriter) -> None:
+        """Write what waits as the socket takes it."""
         with contextlib.suppress(OSError):
-            await writer.drain()
-            self._write()
+            while self._out and not writer.transport.is_closing():
+                await writer.drain()
+                if writer.transport.get_write_buffer_size() > _HIGH_WATER:
+                    await asyncio.sleep(0.001)
+                self._write()
 
     def _socket(self) -> asyncio.StreamWriter | None:
         found: Any = getattr(self._client._transport, "_io_writer", None)
         return found if isinstance(found, asyncio.StreamWriter) else None
 
     def _take_back(self) -> list[str]:
-        replies, self._out_replies = self._out_replies, []
-        self._out, self._out_bytes = [], 0
+        replies = [reply for reply in self._out_replies if reply]
+        self._out, self._out_replies, self._out_bytes = [], [], 0
         return replies
 
     async def _subscribe(self, client: RawClient, subscription: LinkSubscription) -> None:
