@@ -43,6 +43,7 @@ class Front:
         self.exchange = gateway.exchange
         self.limits = gateway.exchange.limits
         self.fast = fast
+        self.stopping = False
         self._dated: list[tuple[bytes, bytes]] = []
         self._date_lines = b""
         self._answers: list[tuple[asyncio.Transport, bytes]] = []
@@ -126,6 +127,26 @@ class Front:
                 if isinstance(connection, Connection):
                     connection.check_time(now)
 
+    async def _stop_listening(self) -> None:
+        """Close the listener without resetting connections that the system has accepted for us already."""
+        listener = self._socket
+        if listener is None:
+            return
+        listener.listen(0)  # no more into the backlog, and a moment for those in it
+        await asyncio.sleep(0.05)
+        last = []
+        with contextlib.suppress(OSError):
+            while True:
+                last.append(listener.accept()[0])
+        for server in self._server.servers:
+            server.close()
+        for accepted in last:
+            await asyncio.get_running_loop().connect_accepted_socket(self._new_connection, accepted)
+
+    def _new_connection(self) -> Connection:
+        server = self._server
+        return Connection(self, config=server.config, server_state=server.server_state, app_state={})
+
     async def wait(self) -> None:
         """Wait until the server has ended; cancelling the wait leaves the server alone."""
         if self._task is not None:
@@ -136,10 +157,8 @@ class Front:
         task = self._task
         if task is None:
             return True
-        if self._socket is not None:
-            # No more connections into the backlog, and a moment for those in it: closing would reset them.
-            self._socket.listen(0)
-            await asyncio.sleep(0.05)
+        self.stopping = True
+        await self._stop_listening()
         self._server.should_exit = True
         cut = 0
         done, _ = await asyncio.wait([task], timeout=0 if now else self._grace)

@@ -47,6 +47,7 @@ class Owner(Protocol):
     exchange: Exchange
     limits: Limits
     fast: bool
+    stopping: bool
 
     def date_lines(self) -> bytes:
         """Return the field lines that every answer has."""
@@ -116,6 +117,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin: see `asyncio.Protocol`."""
         super().connection_made(transport)
+        self._stopping = self._owner.stopping
         if self.client:
             host, port = self.client
             self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -160,9 +162,14 @@ class Connection(HttpToolsProtocol):
         if self._running is None:
             # A connection that has asked nothing yet was accepted all the same: its first request gets its answer.
             if self._answered:
-                self.transport.close()
+                self._close()
         elif not self._queue and isinstance(self._running, RequestResponseCycle):
             self._running.keep_alive = False
+
+    def _close(self) -> None:
+        """Close, behind the answers that wait to be written."""
+        self._owner.flush()
+        self.transport.close()
 
     def resume_writing(self) -> None:
         """Go on: the client reads again."""
@@ -179,7 +186,7 @@ class Connection(HttpToolsProtocol):
                 self.transport.abort()
         elif self.doing == IDLE:
             if spent > (_FRESH_WAIT if self._stopping else limits.idle_timeout):
-                self.transport.close()
+                self._close()
         elif self.doing == HEAD and spent > limits.head_timeout:
             self._refuse(HTTPError(408, "the request's head did not come in time", reason="slow_request"))
         elif self.doing == BODY and spent > limits.body_timeout:
@@ -408,8 +415,7 @@ class Connection(HttpToolsProtocol):
         self.since = self.loop.time()
         if not keep_alive:
             self._deaf = True
-            self._owner.flush()
-            self.transport.close()
+            self._close()
             return
         self.doing = IDLE
         self._next()
@@ -435,7 +441,7 @@ class Connection(HttpToolsProtocol):
             running.disconnected = True
             running.message_event.set()
             if running.response_started:
-                self.transport.close()
+                self._close()
                 return
             self._running = None
         refusal = _Ready("GET", b"", b"", b"", b"", False, error)
