@@ -19,7 +19,7 @@ from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 from typing_extensions import is_typeddict
 
 from natsweb.errors import DeclarationError, FieldError, InvalidInput, UnsupportedMedia
-from natsweb.messages import Call, Request
+from natsweb.messages import Call, Request, Response
 from natsweb.paths import Template
 
 __all__ = ["Place", "Plan", "check_names", "compile_plan", "resolve_hints"]
@@ -168,6 +168,12 @@ def compile_plan(function: Callable[..., Any], hints: Mapping[str, Any], templat
             )
         elif _strip(annotation) is Request:
             request = name
+        elif _strip(annotation) is Response:
+            raise DeclarationError(
+                f"parameter {name!r} is a Response, which is what a handler returns",
+                where=str(place),
+                fix="return Response(status=..., headers={...}, body=...) instead of taking one",
+            )
         elif _is_body(annotation):
             if body is not None:
                 raise DeclarationError(
@@ -222,7 +228,7 @@ def _adapter(annotation: Any, name: str, place: Place) -> TypeAdapter[Any]:
         raise DeclarationError(
             f"parameter {name!r} has a type that pydantic cannot take: {_first_line(error)}",
             where=str(place),
-            fix=_remedy(error),
+            fix="did you mean natsweb.Request?" if "Request" in str(annotation) else _remedy(error),
         ) from None
 
 

@@ -11,7 +11,7 @@ from string import punctuation
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from urllib.parse import parse_qsl, quote
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from natsweb.errors import BadPath
 from natsweb.headers import Headers, HeaderSource
@@ -201,7 +201,8 @@ _RESPONSE_FIELDS = frozenset(["status", "headers", "body"])
 class Response(BaseModel):
     """An HTTP response: `Response(status=201, body=b"...", headers={"location": "/orders/7"})`.
 
-    `body` takes bytes or text (as UTF-8), `headers` a mapping or pairs. `content-length` is computed; one
+    `body` takes bytes or text (as UTF-8, and `text/plain` unless `content-type` says otherwise), `headers` a mapping
+    or pairs. `content-length` is computed; one
     given here counts only in an answer to HEAD or with status 304.
     """
 
@@ -213,6 +214,17 @@ class Response(BaseModel):
     status: int = Field(default=200, ge=200, le=599)
     headers: Headers = Headers()
     body: Body = b""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_has_a_type(cls, data: Any, info: ValidationInfo) -> Any:
+        """Give a body of text its content type, unless it has one; in JSON, text is base64 and says nothing."""
+        if info.mode != "python" or not isinstance(data, dict) or not isinstance(data.get("body"), str):
+            return data
+        headers = Headers(data.get("headers", ()))
+        if "content-type" not in headers:
+            data = {**data, "headers": headers + {"content-type": "text/plain; charset=utf-8"}}
+        return data
 
     if TYPE_CHECKING:
 

@@ -19,7 +19,8 @@ __all__ = ["Problem", "ToResponse", "compile_reply", "problem"]
 
 _JSON = Headers({"content-type": "application/json"})
 _TEXT = Headers({"content-type": "text/plain; charset=utf-8"})
-_BYTES = Headers({"content-type": "application/octet-stream"})
+_OCTETS = {"content-type": "application/octet-stream"}
+_BYTES = Headers(_OCTETS)
 _PROBLEM = Headers({"content-type": "application/problem+json"})
 _NONE = Headers()
 
@@ -75,7 +76,7 @@ def compile_reply(annotation: Any, status: int | None) -> ToResponse:
         if type(value) is model and model is not Response:  # an instance of the very model is not validated again
             return Response.trusted(some, _JSON, to_bytes(value, by_alias=True))
         if isinstance(value, Response):
-            return value
+            return value if not value.body or "content-type" in value.headers else value.with_headers(_OCTETS)
         if validate is not None:
             value = validate(value)
         kind = type(value)

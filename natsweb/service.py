@@ -183,6 +183,10 @@ class Service:
         self, word: str, path: str, methods: tuple[str, ...], status: int | None
     ) -> Callable[[Callable[P, R]], Callable[P, R]]:
         frame = sys._getframe(2)
+        if not isinstance(path, str):
+            raise DeclarationError(
+                f"@svc.{word} has no path", where=_caller_line(3), fix=f'write @svc.{word}("/...") above the handler'
+            )
         line = f"{_short(frame.f_code.co_filename)}:{frame.f_lineno}"
 
         def declare(function: Callable[P, R]) -> Callable[P, R]:
@@ -207,6 +211,10 @@ class Service:
                 f"a handler is a function, and this is a {type(function).__name__}",
                 where=where.line,
                 fix="wrap it: async def show(...): return await it(...)",
+            )
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise DeclarationError(
+                "a handler cannot yield its answer", where=str(where), fix="return the whole answer, such as a list"
             )
         if unknown := [method for method in methods if method not in _METHODS]:
             raise DeclarationError(

@@ -133,6 +133,10 @@ def find_nats(
 
 def _from_values(values: Mapping[str, Any], environ: Mapping[str, str]) -> Nats:
     urls = tuple(part.strip() for part in str(values.get("url") or DEFAULT_URL).split(",") if part.strip())
+    for url in urls:
+        scheme, separator, _ = url.rpartition("://")
+        if separator and scheme not in ("nats", "tls", "ws", "wss"):
+            raise SettingsError(f"{mask(url)} is not the URL of a NATS server", fix=f"write it as {DEFAULT_URL}")
     if not urls:
         raise SettingsError("the NATS URL names no server", fix=f"write it as {DEFAULT_URL}")
     paths: dict[str, Any] = {name: _expand(str(values[name]), environ) for name in _PATHS if values.get(name)}

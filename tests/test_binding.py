@@ -504,6 +504,34 @@ def test_handlers_without_a_name(handler):
         Service("test").get("/")(handler)
 
 
+def test_a_decorator_without_a_path():
+    """`@svc.get` without parentheses would silently declare nothing."""
+    with pytest.raises(DeclarationError, match="has no path") as caught:
+        load("""
+            from natsweb import Service
+            svc = Service("bare")
+            @svc.get
+            def show(): ...
+        """)
+    assert "app.py:4" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("def show(response: Response): ...", "what a handler returns"),
+        ("async def show():\n    yield 1", "cannot yield"),
+        ("def show():\n    yield 1", "cannot yield"),
+        ("def show(request: starlette.requests.Request): ...", "natsweb.Request"),
+    ],
+)
+def test_habits_of_other_frameworks(code, words):
+    """What other frameworks take gets a word about what natsweb takes."""
+    head = "import starlette.requests\nfrom natsweb import Response, Service\nsvc = Service('habits')\n@svc.get('/')\n"
+    with pytest.raises(DeclarationError, match=words):
+        load(head + code + "\n")
+
+
 def test_duplicates_name_both_handlers():
     """Two handlers for one route are refused with the places and names of both."""
     code = """\

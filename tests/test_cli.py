@@ -144,6 +144,13 @@ async def test_version(natsweb: Run) -> None:
         (["run", "wrong"], {}, 1, ["route <id> has no parameter", "wrong.py:4", "did you mean <order_id>?"]),
         (["run", "two"], {}, 2, ["several services: a, b", "two:a"]),
         (["run", "two:a", "two:b"], {}, 2, ["two of these services are called 'same'"]),
+        (["routes", "empty"], {}, 1, ["'empty' has no routes", "empty.py", "fix: "]),
+        (
+            ["gateway", "--nats", "http://u:s3cret@127.0.0.1:1"],
+            {},
+            2,
+            ["http://***@127.0.0.1:1 is not the URL"],
+        ),
         (["run", "hello", "--nats", "nats://u:s3cret@127.0.0.1:1"], {}, 4, ["no NATS server at nats://***@", "fix: "]),
         (["gateway"], {"NATS_URL": "nats://127.0.0.1:1"}, 4, ["connection refused", "NATS_URL (set)", "natsweb dev"]),
         (["gateway", "--context", "nope"], {}, 2, ["no NATS context 'nope'"]),
@@ -157,7 +164,11 @@ async def test_errors_say_what_where_and_what_to_do(
     """Each mistake has its exit code and its words, and no secret or internal frame in them."""
     (tmp_path / "hello.py").write_text(HELLO)
     (tmp_path / "broken.py").write_text("1 / 0\n")
-    (tmp_path / "two.py").write_text("from natsweb import Service\na = Service('same')\nb = Service('same')\n")
+    (tmp_path / "two.py").write_text(
+        "from natsweb import Service\ndef x(): ...\n"
+        "a = Service('same')\nb = Service('same')\na.get('/x')(x)\nb.get('/x')(x)\n"
+    )
+    (tmp_path / "empty.py").write_text("from natsweb import Service\nsvc = Service('empty')\n")
     (tmp_path / "wrong.py").write_text(
         "from natsweb import Service\nsvc = Service('wrong')\n\n@svc.get('/o/<id>')\ndef show(order_id: int): ...\n"
     )
@@ -319,6 +330,17 @@ async def test_service_run(natsweb: Run, tmp_path: Path, nats_url: str) -> None:
     assert await service.ends() == 0
 
 
+async def test_services_that_overlap_are_named(natsweb: Run, tmp_path: Path, nats_url: str) -> None:
+    """Two services of one process that would both run a request get a warning."""
+    (tmp_path / "hello.py").write_text(HELLO)
+    (tmp_path / "again.py").write_text(HELLO.replace('Service("hello")', 'Service("again")'))
+    process = await natsweb("run", "hello", "again", "--root", "overlap", "--nats", nats_url)
+    await process.says(r"hello \(overlap\.hello\.\*\) and again \(overlap\.hello\.\*\) overlap")
+    await process.says('"event": "ready"')
+    process.signal(signal.SIGTERM)
+    assert await process.ends() == 0
+
+
 # ── dev ──
 
 
@@ -331,7 +353,9 @@ async def test_dev(natsweb: Run, tmp_path: Path) -> None:
     await dev.says(r"nats  nats://127\.0\.0\.1:\d+ \(a private nats-server\)")
     await dev.says(r"GET +/hello/<name> +api\.hello\.\*")
     await dev.says("stop with Ctrl-C")
-    assert (await get(f"{url}/hello/world")).text == "hello world"
+    assert (await get(f"{url}/hello/world?token=s3cret")).text == "hello world"
+    await dev.says(r"GET /hello/world 200  \d+\.\d ms")
+    assert "s3cret" not in dev.output
 
     app.write_text(HELLO.replace("hello {name}", "goodbye {name}"))
     await dev.says("app.py changed")

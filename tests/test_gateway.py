@@ -362,7 +362,7 @@ async def test_response_headers_that_do_not_cross(door):
     """Hop-by-hop headers and the wire's own never reach the client; one called Status does."""
     response = await door.client.get("/reply/hop")
     names = {name.decode().lower() for name, _ in response.headers.raw}
-    assert names - {"date"} == {"x-kept", "status", "content-length"}
+    assert names - {"date"} == {"x-kept", "status", "content-length", "content-type"}
     assert (response.status_code, response.text) == (200, "hop")
 
 

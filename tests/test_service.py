@@ -569,3 +569,22 @@ async def test_closing_is_repeatable(service):
         assert (await service.handle(Request())).status == 204
         service.close()
         service.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "media"),
+    [
+        ({"body": "5"}, "text/plain; charset=utf-8"),
+        ({"body": "5", "status": 201, "headers": {"x": "1"}}, "text/plain; charset=utf-8"),
+        ({"body": b"5"}, "application/octet-stream"),
+        ({"body": "<b>", "headers": {"Content-Type": "text/html"}}, "text/html"),
+        ({"body": b"{}", "headers": {"content-type": "application/json"}}, "application/json"),
+        ({}, None),
+        ({"status": 304, "headers": {"etag": "x"}}, None),
+    ],
+)
+async def test_a_response_has_one_content_type(service, given, media):
+    """Text is text/plain and bytes are octet-stream, whatever they look like, unless the response says otherwise."""
+    returning(service, Response(**given), Response)
+    response = await service.handle(Request())
+    assert response.headers.getlist("content-type") == ([] if media is None else [media])

@@ -149,21 +149,30 @@ async def _serve(
 
     root = announced[0]["root"]
     async with Gateway(root, bus=bus, timeout=options["timeout"]) as gateway:
-        front = Front(gateway, host=options["host"], port=options["port"], grace=_GRACE)
+        front = Front(gateway, host=options["host"], port=options["port"], grace=_GRACE, log=True)
         await front.start()
         _print_banner(front.url, bus.server, announced, private=private, reload=bool(folders))
         exchange = gateway.exchange
+        shown = announced
+
+        def on_start(now: list[dict[str, Any]]) -> None:
+            nonlocal shown
+            exchange.resume()
+            if [one["routes"] for one in now] != [one["routes"] for one in shown]:
+                shown = now
+                _print_routes(now)
+
         try:
-            await stop.before(
-                watch(
-                    child,
-                    folders,
-                    on_stop=lambda: exchange.pause(_HOLD),
-                    on_start=lambda _: exchange.resume(),
-                )
-            )
+            await stop.before(watch(child, folders, on_stop=lambda: exchange.pause(_HOLD), on_start=on_start))
         finally:
             await front.stop()
+
+
+def _print_routes(announced: list[dict[str, Any]]) -> None:
+    typer.echo("", err=True)
+    for one in announced:
+        print_routes(one["routes"], indent="  ", err=True)
+    typer.echo("", err=True)
 
 
 def _example(announced: list[dict[str, Any]]) -> str | None:
@@ -177,10 +186,7 @@ def _print_banner(http: str, nats: str, announced: list[dict[str, Any]], *, priv
     typer.echo(typer.style(f"natsweb dev: {names}", bold=True), err=True)
     typer.echo(f"  http  {http}", err=True)
     typer.echo(f"  nats  {nats}{' (a private nats-server)' if private else ''}", err=True)
-    typer.echo("", err=True)
-    for one in announced:
-        print_routes(one["routes"], indent="  ", err=True)
-    typer.echo("", err=True)
+    _print_routes(announced)
     if example := _example(announced):
         typer.echo(f"  try it: curl {http}{example}", err=True)
     typer.echo(f"  {'reloads on change; ' if reload else ''}stop with Ctrl-C", err=True)

@@ -128,6 +128,12 @@ def _load(target: Target) -> Service:
         _exit_with_traceback(error)
     service = _pick(module, target)
     service.compile()
+    if not service.routes:
+        raise AppError(
+            f"the service {service.name!r} has no routes",
+            where=str(getattr(module, "__file__", "")),
+            fix=f'declare one: @{target.name or "svc"}.get("/...")',
+        )
     return service
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ from natsweb.cli.lifecycle import (
 from natsweb.errors import Mistake, SettingsError
 
 __all__ = ["command", "serve_here"]
+
+logger = logging.getLogger("natsweb")
 
 
 def command(
@@ -72,6 +75,7 @@ def command(
     for service in services:
         service.queue = queue or service.queue
         service.threads = threads or service.threads
+    _warn_of_overlaps(services, root)
     settings = nats_settings(nats, context)
     options = {
         "root": root,
@@ -141,6 +145,19 @@ async def _serve(
         for service in services:
             service.close()
     return 0 if all(finished) else 5
+
+
+def _warn_of_overlaps(services: Sequence[Any], root: str | None) -> None:
+    """Say which services would both run a request: NATS gives each queue group a copy."""
+    from natsweb.subjects import covers
+
+    patterns = [(service, pattern) for service in services for pattern in service.patterns(root)]
+    for index, (one, pattern) in enumerate(patterns):
+        for other, its in patterns[index + 1 :]:
+            if one is not other and (covers(pattern, its) or covers(its, pattern)):
+                logger.warning(
+                    "%s (%s) and %s (%s) overlap: both would run a request", one.name, pattern, other.name, its
+                )
 
 
 def _reply_prefixes(nats: Any, more: list[str]) -> tuple[str, ...]:

@@ -34,12 +34,20 @@ class Front:
     """Serves a started gateway over HTTP at `host` and `port` (0: a free one).
 
     `grace` is how many seconds answers under way may take after `stop`; without `fast`, every request takes the
-    ASGI door.
+    ASGI door; with `log`, there is a line for each (method, path, status, time; never a query).
     """
 
     def __init__(
-        self, gateway: Gateway, *, host: str = "127.0.0.1", port: int = 8000, grace: float = 25.0, fast: bool = True
+        self,
+        gateway: Gateway,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        grace: float = 25.0,
+        fast: bool = True,
+        log: bool = False,
     ) -> None:
+        self.log = log
         self.exchange = gateway.exchange
         self.limits = gateway.exchange.limits
         self.fast = fast

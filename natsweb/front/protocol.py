@@ -47,6 +47,7 @@ class Owner(Protocol):
     exchange: Exchange
     limits: Limits
     fast: bool
+    log: bool
     stopping: bool
 
     def date_lines(self) -> bytes:
@@ -78,7 +79,7 @@ class Connection(HttpToolsProtocol):
     def __init__(self, owner: Owner, **options: Any) -> None:
         super().__init__(**options)
         self._owner = owner
-        self._app: Any = self.app
+        self._app: Any = self._logged if owner.log else self.app
         self._limits = owner.limits
         self._address: str | None = None
         self.doing = IDLE
@@ -87,6 +88,7 @@ class Connection(HttpToolsProtocol):
         self._running: _Ready | RequestResponseCycle | None = None
         self._flight: Flight | None = None
         self._answered = False
+        self._began = self.since
         self._deaf = False
         self._stopping = False
         self._fault: HTTPError | None = None
@@ -336,7 +338,7 @@ class Connection(HttpToolsProtocol):
         """Start a request, or let it wait for those before it."""
         if self._running is None and not self._queue and not self.flow.write_paused:
             if type(item) is _Ready and item.refusal is None and item.path != b"*":
-                self._running, self.doing = item, ANSWER
+                self._running, self.doing, self._began = item, ANSWER, self.since
                 self._launch(item)
             else:
                 self._start(item)
@@ -348,7 +350,7 @@ class Connection(HttpToolsProtocol):
 
     def _start(self, item: _Ready | RequestResponseCycle) -> None:
         self._running = item
-        self.doing = ANSWER
+        self.doing, self._began = ANSWER, self.loop.time()
         last = (self._stopping or self._deaf) and not self._queue
         if isinstance(item, RequestResponseCycle):
             item.keep_alive = item.keep_alive and not last
@@ -402,11 +404,19 @@ class Connection(HttpToolsProtocol):
         else:
             length = b"content-length: %d\r\n" % len(body)
         close = b"" if keep_alive else b"connection: close\r\n"
+        if self._owner.log:
+            self._log_answer(method, status)
         self._owner.write(
             self.transport,
             b"%b%b%b%b%b\r\n%b" % (_STATUS_LINES[status], self._owner.date_lines(), lines, length, close, body),
         )
         self._finished(keep_alive)
+
+    def _log_answer(self, method: str, status: int) -> None:
+        path = self._running.path if isinstance(self._running, _Ready) else b""
+        logger.info(
+            "%s %s %d  %.1f ms", method, path.decode("latin-1"), status, (self.loop.time() - self._began) * 1000
+        )
 
     def _finished(self, keep_alive: bool) -> None:
         self._running = None
@@ -486,6 +496,19 @@ class Connection(HttpToolsProtocol):
             cycle.message_event.set()
         cycle.on_response = lambda: self._cycle_done(cycle)
         return cycle
+
+    async def _logged(self, scope: Any, receive: Any, send: Any) -> None:
+        """Run the ASGI door, and log its answer."""
+
+        async def noting(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                spent = (self.loop.time() - self._began) * 1000
+                path = scope["raw_path"].decode("latin-1")
+                logger.info("%s %s %d  %.1f ms", scope["method"], path, message["status"], spent)
+            await send(message)
+
+        app: Any = self.app
+        await app(scope, receive, noting)
 
     def _cycle_done(self, cycle: RequestResponseCycle) -> None:
         """An answer of the ASGI door is out."""
