@@ -5,7 +5,7 @@ reads the body, lets the exchange decide and carry, and writes the answer. It im
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
@@ -158,7 +158,25 @@ class Gateway:
             client=_address(client) if client else None,
             scheme=scope.get("scheme", "http"),
         )
-        return await exchange.forward(incoming, body)
+        return await _unless_gone(exchange.forward(incoming, body), receive)
+
+
+async def _unless_gone(work: Coroutine[Any, Any, Response], receive: Receive) -> Response | None:
+    """Return what `work` gives, or None, with the work cancelled, when the client goes first."""
+    answering = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait([answering, leaving], return_when=asyncio.FIRST_COMPLETED)
+        return answering.result() if answering.done() else None
+    finally:
+        answering.cancel()
+        leaving.cancel()
+        await asyncio.gather(answering, leaving, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _address(client: tuple[str, int]) -> str:

@@ -81,8 +81,6 @@ class Front:
     def url(self) -> str:
         """Where it listens, such as `http://127.0.0.1:8000`."""
         host, port = self._host, self._port
-        if self._socket is not None:
-            port = self._socket.getsockname()[1]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     async def start(self) -> None:
@@ -96,6 +94,7 @@ class Front:
                 fix="choose another address with --host and --port; --port 0 takes a free one",
             ) from None
         self._socket.setblocking(False)
+        self._port = self._socket.getsockname()[1]
         self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]), name="natsweb front")
         self._sweeper = asyncio.create_task(self._sweep(), name="natsweb front timers")
 
@@ -131,13 +130,15 @@ class Front:
         while True:
             await asyncio.sleep(pause)
             now = loop.time()
-            for connection in list(self._server.server_state.connections):
-                if isinstance(connection, Connection):
-                    connection.check_time(now)
+            for connection in self._connections():
+                connection.check_time(now)
+
+    def _connections(self) -> list[Connection]:
+        return [one for one in self._server.server_state.connections if isinstance(one, Connection)]
 
     async def _stop_listening(self) -> None:
         """Close the listener without resetting connections that the system has accepted for us already."""
-        listener = self._socket
+        listener, self._socket = self._socket, None
         if listener is None:
             return
         listener.listen(0)  # no more into the backlog, and a moment for those in it
@@ -169,9 +170,16 @@ class Front:
         await self._stop_listening()
         self._server.should_exit = True
         cut = 0
+        for connection in self._connections():
+            connection.shutdown()
         done, _ = await asyncio.wait([task], timeout=0 if now else self._grace)
         if not done:
+            for connection in self._connections():
+                connection.cut()
             cut = self.exchange.cut()
+            await asyncio.sleep(0.05)  # the answers that say so are on their way
+            for connection in self._connections():
+                connection.transport.abort()
             await task
         self._task = None
         if self._sweeper is not None:

@@ -33,6 +33,8 @@ _FAST_BODY = 64 * 1024
 _MAX_QUEUE = 16
 _MAX_TARGET = 8 * 1024
 _FRESH_WAIT = 0.5
+_MAX_OVERHEAD = 64 * 1024
+_RECENT = 64 * 1024
 _UPGRADE = (b"upgrade", b"http2-settings")
 _ALLOW = Headers({"allow": ", ".join(FORWARDED_METHODS)})
 _STATUS_LINES = {status: f"HTTP/1.1 {status} {phrase(status)}\r\n".encode() for status in range(100, 600)}
@@ -102,7 +104,11 @@ class Connection(HttpToolsProtocol):
         self._replay = False
         self._keep_alive = True
         self._parts: list[bytes] = []
-        self._part_size = 0
+        self._parsing = False
+        self._version = "1.1"
+        self._recent = b""
+        self._fed = 0
+        self._body_size = 0
         self._entered: RequestResponseCycle | None = None
         # The last head, since clients send the same again and again.
         self._known_headers: list[tuple[bytes, bytes]] = []
@@ -128,9 +134,18 @@ class Connection(HttpToolsProtocol):
         """Take bytes; a broken request is answered in its turn, and then the connection closes."""
         if self._deaf:
             return
-        self.since = self.loop.time()
+        if self.doing == BODY:
+            self.since = self.loop.time()
+        self._fed += len(data)
+        # What may hold the request line: httptools takes RTSP/1.0 for HTTP/1.0, and does not tell.
+        self._recent = (self._recent + data)[-_RECENT:] if self._parsing and self._head is None else data
         try:
             self.parser.feed_data(data)
+            if self._parsing and self._fed - self._body_size > _MAX_OVERHEAD + 16 * self._body_size:
+                self._fail(BadRequest("there is far more around the chunks of the body than in them"))
+        except HTTPError as error:
+            self._fault = None
+            self._refuse(error)
         except httptools.HttpParserUpgrade as upgrade:
             self._parse_again_without_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserInvalidMethodError:
@@ -168,8 +183,22 @@ class Connection(HttpToolsProtocol):
         elif not self._queue and isinstance(self._running, RequestResponseCycle):
             self._running.keep_alive = False
 
+    def cut(self) -> None:
+        """Start nothing more, and wait for nobody: what runs gets its answer in a moment, from the exchange."""
+        self._deaf = True
+        self._queue.clear()
+        running = self._running
+        if running is None or self.flow.write_paused:
+            self._owner.flush()
+            self.transport.abort()
+        elif isinstance(running, RequestResponseCycle):
+            running.keep_alive = False
+            if running.more_body:
+                self.transport.abort()
+
     def _close(self) -> None:
         """Close, behind the answers that wait to be written."""
+        self.since = self.loop.time()
         self._owner.flush()
         self.transport.close()
 
@@ -183,7 +212,7 @@ class Connection(HttpToolsProtocol):
     def check_time(self, now: float) -> None:
         """Close, with a 408 where a request has begun, what took longer than its limit."""
         limits, spent = self._limits, now - self.since
-        if self.flow.write_paused:
+        if self.transport.is_closing() or self.flow.write_paused:
             if spent > limits.write_timeout:
                 self.transport.abort()
         elif self.doing == IDLE:
@@ -205,9 +234,11 @@ class Connection(HttpToolsProtocol):
         self._replay = False
         self._entered = None
         self._parts = []
-        self._part_size = 0
+        self._parsing = True
+        self._fed = self._body_size = 0
         if self._running is None:
             self.doing = HEAD
+            self.since = self.loop.time()
 
     def on_url(self, url: bytes) -> None:
         """A piece of the request target."""
@@ -234,7 +265,7 @@ class Connection(HttpToolsProtocol):
 
     def _choose_door(self) -> None:
         parser, headers = self.parser, self.headers
-        version = parser.get_http_version()
+        version = self._version = parser.get_http_version()
         self._method = method = parser.get_method().decode("ascii")
         url = self.url
         if headers == self._known_headers and version == "1.1" and self._known_head is not None:
@@ -250,9 +281,12 @@ class Connection(HttpToolsProtocol):
             head = self._known_head = check_head(version, headers)
             self._known_headers, self._known_fields, self._known_ordinary = headers, None, False
         self._head = head
+        if version == "1.0" and b" HTTP/1.0\r" not in self._recent:
+            raise BadRequest("the protocol in the request line is not HTTP")
         self._keep_alive = version == "1.1" and parser.should_keep_alive()
         if method == "CONNECT":
             raise MethodNotAllowed("a gateway does not forward CONNECT", allow=FORWARDED_METHODS)
+        self._replay = parser.should_upgrade()
         if self.url == b"*" and method == "OPTIONS":
             self._path, self._query, self._fast = b"*", b"", True
             return
@@ -260,7 +294,6 @@ class Connection(HttpToolsProtocol):
         if authority is not None:
             self.headers = [(b"host", authority), *(field for field in headers if field[0] != b"host")]
             self._known_head, self._known_fields = None, None
-        self._replay = parser.should_upgrade()
         if self._replay:
             return
         self._fast = (
@@ -279,6 +312,7 @@ class Connection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
+        self._body_size += len(body)
         if self._fast:
             self._parts.append(body)
             return
@@ -292,6 +326,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The request is whole."""
+        self._parsing = False
         if self._replay:
             return
         if self._fast:
@@ -308,6 +343,8 @@ class Connection(HttpToolsProtocol):
             self._enter(_Ready(self._method, self._path, self._query, fields, body, self._keep_alive))
             return
         cycle = self._entered
+        if cycle is not None and not self.parser.should_keep_alive():
+            cycle.keep_alive = False  # a trailer may say so, and then the parser hears no more
         if cycle is not None and not cycle.response_complete:
             cycle.more_body = False
             cycle.message_event.set()
@@ -327,7 +364,8 @@ class Connection(HttpToolsProtocol):
                 value = b",".join([one for one in value.split(b",") if one.strip().lower() not in _UPGRADE])
             if name not in _UPGRADE and (value or name != b"connection"):
                 fields.append(b"%b: %b\r\n" % (name, value))
-        head = b"%b %b HTTP/1.1\r\n%b\r\n" % (self._method.encode(), self.url, b"".join(fields))
+        line = f"{self._method} {self.url.decode('latin-1')} HTTP/{self._version}\r\n".encode("latin-1")
+        head = b"%b%b\r\n" % (line, b"".join(fields))
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.data_received(head + rest)
@@ -338,13 +376,14 @@ class Connection(HttpToolsProtocol):
         """Start a request, or let it wait for those before it."""
         if self._running is None and not self._queue and not self.flow.write_paused:
             if type(item) is _Ready and item.refusal is None and item.path != b"*":
-                self._running, self.doing, self._began = item, ANSWER, self.since
+                self._running, self.doing, self._began = item, ANSWER, self.loop.time()
                 self._launch(item)
             else:
                 self._start(item)
         elif len(self._queue) < _MAX_QUEUE:
             self._queue.append(item)
-            self.flow.pause_reading()
+            if len(self._queue) >= _MAX_QUEUE // 2:  # not before: who reads nothing sees no client go
+                self.flow.pause_reading()
         else:  # more than a client may pipeline: those that wait are answered, the rest may be sent again
             self._deaf = True
 
@@ -374,6 +413,11 @@ class Connection(HttpToolsProtocol):
         except HTTPError as error:
             self._answer(item, error)
             return
+        except Exception:
+            logger.exception("sending a request failed")
+            failed = HTTPError(500, "the gateway failed; its log says why", reason="gateway_failed")
+            self._answer(item._replace(keep_alive=False), failed)
+            return
         if self._running is item:
             self._flight = flight
 
@@ -396,7 +440,7 @@ class Connection(HttpToolsProtocol):
 
     def _write(self, status: int, lines: bytes, body: bytes, method: str, keep_alive: bool) -> None:
         """Write one answer, and go on with what waits."""
-        keep_alive = keep_alive and not ((self._stopping or self._deaf) and not self._queue)
+        keep_alive = keep_alive and not ((self._stopping or self._deaf or self._owner.stopping) and not self._queue)
         if status == 204 or status == 304:
             length = b""
         elif method == "HEAD":
@@ -427,7 +471,7 @@ class Connection(HttpToolsProtocol):
             self._deaf = True
             self._close()
             return
-        self.doing = IDLE
+        self.doing = IDLE if not self._parsing else HEAD if self._head is None else BODY
         self._next()
 
     def _next(self) -> None:
@@ -436,6 +480,8 @@ class Connection(HttpToolsProtocol):
         if self._queue:
             if not self.flow.write_paused:
                 self._start(self._queue.popleft())
+            if len(self._queue) < _MAX_QUEUE // 2:
+                self.flow.resume_reading()
             return
         self.flow.resume_reading()
 
@@ -454,6 +500,8 @@ class Connection(HttpToolsProtocol):
                 self._close()
                 return
             self._running = None
+        elif running is not None and running in self._queue:
+            self._queue.remove(running)  # its body will never be whole
         refusal = _Ready("GET", b"", b"", b"", b"", False, error)
         if self._running is None and not self._queue:
             self._start(refusal)
