@@ -33,6 +33,7 @@ _FAST_BODY = 64 * 1024
 _MAX_QUEUE = 16
 _MAX_TARGET = 8 * 1024
 _FRESH_WAIT = 0.5
+_LINGER_TIME = 1.0
 _MAX_OVERHEAD = 64 * 1024
 _RECENT = 64 * 1024
 _UPGRADE = (b"upgrade", b"http2-settings")
@@ -40,7 +41,7 @@ _ALLOW = Headers({"allow": ", ".join(FORWARDED_METHODS)})
 _STATUS_LINES = {status: f"HTTP/1.1 {status} {phrase(status)}\r\n".encode() for status in range(100, 600)}
 
 # What a connection is doing, for its timers.
-IDLE, HEAD, BODY, ANSWER = range(4)
+IDLE, HEAD, BODY, ANSWER, LINGER = range(5)
 
 
 class Owner(Protocol):
@@ -92,6 +93,7 @@ class Connection(HttpToolsProtocol):
         self._answered = False
         self._began = self.since
         self._deaf = False
+        self._refused = False
         self._stopping = False
         self._fault: HTTPError | None = None
         # The request that is being parsed.
@@ -117,7 +119,7 @@ class Connection(HttpToolsProtocol):
         self._known_ordinary = False
 
     def __repr__(self) -> str:
-        doing = ("idle", "reading a head", "reading a body", "answering")[self.doing]
+        doing = ("idle", "reading a head", "reading a body", "answering", "closing")[self.doing]
         return f"<Connection {self._address}: {doing}, {len(self._queue)} waiting>"
 
     # ── the socket ──
@@ -196,6 +198,15 @@ class Connection(HttpToolsProtocol):
             if running.more_body:
                 self.transport.abort()
 
+    def _linger(self) -> None:
+        """Close our side only, for a moment (RFC 9112 section 9.6): a reset would destroy the refusal on its way."""
+        self._owner.flush()
+        if self._stopping or not self.transport.can_write_eof():
+            self._close()
+            return
+        self.transport.write_eof()
+        self.doing, self.since = LINGER, self.loop.time()
+
     def _close(self) -> None:
         """Close, behind the answers that wait to be written."""
         self.since = self.loop.time()
@@ -215,6 +226,9 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing() or self.flow.write_paused:
             if spent > limits.write_timeout:
                 self.transport.abort()
+        elif self.doing == LINGER:
+            if spent > _LINGER_TIME:
+                self.transport.close()
         elif self.doing == IDLE:
             if spent > (_FRESH_WAIT if self._stopping else limits.idle_timeout):
                 self._close()
@@ -469,7 +483,7 @@ class Connection(HttpToolsProtocol):
         self.since = self.loop.time()
         if not keep_alive:
             self._deaf = True
-            self._close()
+            self._linger() if self._refused else self._close()
             return
         self.doing = IDLE if not self._parsing else HEAD if self._head is None else BODY
         self._next()
@@ -490,7 +504,7 @@ class Connection(HttpToolsProtocol):
         self._fault = None
         if self._deaf:
             return
-        self._deaf = True
+        self._deaf = self._refused = True
         running = self._entered
         if running is not None and running is self._running:
             # Its answer may have begun, and its body will never be whole: there is nothing right to say.
