@@ -41,7 +41,6 @@ CLIENT = b"nw-client"
 SCHEME = b"nw-scheme"
 VERSION = b"nw-version"
 STATUS = b"nw-status"
-RETRY = b"nw-retry"
 ERROR_CODE = b"nats-service-error-code"
 
 _FIELD = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\x00-\x08\x0a-\x1f\x7f]*\r\n"
