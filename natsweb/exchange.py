@@ -199,10 +199,13 @@ class Exchange:
         """Raise `Overloaded`, `TooLarge` or `NatsDown` before a body is read; `length` is its size, if known."""
         if not self.bus.is_connected:
             raise _nats_down()
-        if len(self._flights) >= self.limits.pending or self._pending_bytes > self.limits.pending_bytes:
-            raise Overloaded("the gateway has as many requests under way as it may have")
+        self._check_pending()
         if length is not None and length > self.max_body:
             raise self.too_large()
+
+    def _check_pending(self) -> None:
+        if len(self._flights) >= self.limits.pending or self._pending_bytes > self.limits.pending_bytes:
+            raise Overloaded("the gateway has as many requests under way as it may have")
 
     def too_large(self) -> TooLarge:
         """Return the error of a body over the limit, with the limit in words."""
@@ -231,8 +234,10 @@ class Exchange:
         if incoming.method not in FORWARDED_METHODS:
             _check_method(incoming.method)
         subject = to_subject(self.root, incoming.raw_path.decode("latin-1"), limit=self.limits.subject)
-        if len(incoming.fields) + len(body) > self.max_body:
+        size = len(incoming.fields) + len(body)
+        if size > self.limits.margin and size > self.max_body:
             raise self.too_large()
+        self._check_pending()
         flight = Flight(self, incoming, subject, body, done)
         self._flights.add(flight)
         self._pending_bytes += len(body)

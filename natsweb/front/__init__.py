@@ -128,8 +128,11 @@ class Front:
         pause = min(0.5, shortest / 4)
         loop = asyncio.get_running_loop()
         while True:
+            before = loop.time()
             await asyncio.sleep(pause)
             now = loop.time()
+            if now - before > 1.5 * pause:
+                continue  # the loop was held up, and what clients have sent meanwhile is not read yet
             for connection in self._connections():
                 connection.check_time(now)
 

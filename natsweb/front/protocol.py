@@ -422,7 +422,6 @@ class Connection(HttpToolsProtocol):
         exchange = self._owner.exchange
         incoming = Incoming(item.method, item.path, item.query, item.fields, self._address, self.scheme or "http")
         try:
-            exchange.admit(len(item.body))
             flight = exchange.launch(incoming, item.body, self._landed)
         except HTTPError as error:
             self._answer(item, error)
