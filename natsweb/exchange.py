@@ -242,7 +242,11 @@ class Exchange:
         self._flights.add(flight)
         self._pending_bytes += len(body)
         self.budget.earn()
-        flight.send()
+        try:
+            flight.send()
+        except BaseException:
+            flight.drop()
+            raise
         return flight
 
     def forget(self, flight: Flight) -> None:

@@ -5,6 +5,7 @@ reads the body, lets the exchange decide and carry, and writes the answer. It im
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
@@ -25,6 +26,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _TRY_AGAIN = 1.0
+
+logger = logging.getLogger("natsweb.gateway")
 
 
 class Gateway:
@@ -111,7 +114,11 @@ class Gateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope: `http`, or `lifespan`. A `websocket` is refused."""
         if scope["type"] == "http":
-            response = await self._answer(scope, receive)
+            try:
+                response = await self._answer(scope, receive)
+            except Exception:
+                logger.exception("carrying a request failed")
+                response = problem(HTTPError(500, "the gateway failed; its log says why", reason="gateway_failed"))
             if response is not None:
                 await _send(response, scope["method"], send)
         elif scope["type"] == "lifespan":
@@ -142,7 +149,8 @@ class Gateway:
             exchange.admit(_content_length(scope))
             body = await _read(receive, exchange)
         except HTTPError as error:
-            return problem(error)
+            response = problem(error)
+            return response.with_headers({"connection": "close"}) if _has_body(scope) else response
         if body is None:
             return None
         client = scope.get("client")
@@ -161,13 +169,23 @@ class Gateway:
         return await _unless_gone(exchange.forward(incoming, body), receive)
 
 
+def _has_body(scope: Scope) -> bool:
+    """Tell whether a body was announced, which nobody has read to its end."""
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
+        for name, value in scope["headers"]
+    )
+
+
 async def _unless_gone(work: Coroutine[Any, Any, Response], receive: Receive) -> Response | None:
     """Return what `work` gives, or None, with the work cancelled, when the client goes first."""
     answering = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_disconnected(receive))
     try:
         await asyncio.wait([answering, leaving], return_when=asyncio.FIRST_COMPLETED)
-        return answering.result() if answering.done() else None
+        if answering.done() or leaving.exception() is not None:
+            return await answering
+        return None
     finally:
         answering.cancel()
         leaving.cancel()

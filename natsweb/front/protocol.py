@@ -76,6 +76,24 @@ class _Ready(NamedTuple):
     refusal: HTTPError | None = None
 
 
+class _CycleTransport:
+    """What an exchange of the ASGI door sees of the socket: closing is the connection's business."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: "Connection") -> None:
+        self._connection = connection
+
+    def write(self, data: bytes) -> None:
+        self._connection.transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._connection.transport.is_closing()
+
+    def close(self) -> None:
+        self._connection.close_behind_answer()
+
+
 class Connection(HttpToolsProtocol):
     """One HTTP connection."""
 
@@ -134,9 +152,12 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes; a broken request is answered in its turn, and then the connection closes."""
-        if self._deaf:
-            return
-        if self.doing == BODY:
+        while data and not self._deaf:
+            data = self._feed(data)
+
+    def _feed(self, data: bytes) -> bytes:
+        """Parse some bytes; return those that are to be parsed again."""
+        if self.doing == BODY and not self.flow.write_paused:
             self.since = self.loop.time()
         self._fed += len(data)
         # What may hold the request line: httptools takes RTSP/1.0 for HTTP/1.0, and does not tell.
@@ -149,7 +170,7 @@ class Connection(HttpToolsProtocol):
             self._fault = None
             self._refuse(error)
         except httptools.HttpParserUpgrade as upgrade:
-            self._parse_again_without_upgrade(data[upgrade.args[0] :])
+            return self._without_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserInvalidMethodError:
             self._refuse(HTTPError(501, "this server does not know the method", reason="unknown_method"))
         except httptools.HttpParserError as error:
@@ -160,6 +181,7 @@ class Connection(HttpToolsProtocol):
             ):
                 logger.error("reading a request failed", exc_info=error)
             self._refuse(self._fault or BadRequest(f"this is not HTTP/1.1: {error}"))
+        return b""
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End: whatever runs for this connection has nobody to answer to."""
@@ -200,12 +222,19 @@ class Connection(HttpToolsProtocol):
 
     def _linger(self) -> None:
         """Close our side only, for a moment (RFC 9112 section 9.6): a reset would destroy the refusal on its way."""
+        if self.doing == LINGER:
+            return
         self._owner.flush()
         if self._stopping or not self.transport.can_write_eof():
             self._close()
             return
         self.transport.write_eof()
         self.doing, self.since = LINGER, self.loop.time()
+
+    def close_behind_answer(self) -> None:
+        """Close behind an answer of the ASGI door; what the client still sends is read and thrown away for a moment."""
+        self._deaf = self._refused = True
+        self._linger()
 
     def _close(self) -> None:
         """Close, behind the answers that wait to be written."""
@@ -354,7 +383,8 @@ class Connection(HttpToolsProtocol):
                     return
                 if self.headers is self._known_headers:
                     self._known_fields = fields
-            self._enter(_Ready(self._method, self._path, self._query, fields, body, self._keep_alive))
+            keep_alive = self._keep_alive and self.parser.should_keep_alive()
+            self._enter(_Ready(self._method, self._path, self._query, fields, body, keep_alive))
             return
         cycle = self._entered
         if cycle is not None and not self.parser.should_keep_alive():
@@ -370,8 +400,8 @@ class Connection(HttpToolsProtocol):
         self._fault = error
         raise error
 
-    def _parse_again_without_upgrade(self, rest: bytes) -> None:
-        """Parse a request again without its Upgrade: no protocol is offered here, and httptools skips the body."""
+    def _without_upgrade(self, rest: bytes) -> bytes:
+        """Return a request without its Upgrade: no protocol is offered here, and httptools skips the body."""
         fields = []
         for name, value in self.headers:
             if name == b"connection":
@@ -382,7 +412,7 @@ class Connection(HttpToolsProtocol):
         head = b"%b%b\r\n" % (line, b"".join(fields))
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        self.data_received(head + rest)
+        return head + rest
 
     # ── one exchange at a time ──
 
@@ -541,7 +571,7 @@ class Connection(HttpToolsProtocol):
         }
         cycle = RequestResponseCycle(
             scope=scope,  # type: ignore[arg-type]
-            transport=self.transport,
+            transport=_CycleTransport(self),  # type: ignore[arg-type]
             flow=self.flow,
             logger=self.logger,
             access_logger=self.access_logger,
