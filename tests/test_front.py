@@ -719,6 +719,37 @@ async def test_a_trailer_says_nothing(house, fast, trailer):
     assert [one.closes, *[other.closes for other in others]] == ([True] if closes else [False, False, True])
 
 
+@DOORS
+async def test_a_trailer_of_a_request_to_the_server(house, fast):
+    """`OPTIONS *` with a body whose trailer says `close` ends the connection, too."""
+    raw = chunked("5\r\nhello\r\n0\r\nConnection: close\r\n\r\n", method="OPTIONS", target="*")
+    (answer,) = answers(await exchange(house.fronts[fast], raw + LAST, within=1))
+    assert (answer.status, answer.closes) == (204, True)
+
+
+@pytest.mark.xfail(strict=True, reason="httptools does not tell: any ` HTTP/1.0` in the segment will do; harmless")
+@DOORS
+@pytest.mark.parametrize(
+    "raw",
+    [req("X-A: HTTP/1.0", version="RTSP/1.0"), req(version="RTSP/1.0") + req(version="HTTP/1.0")],
+    ids=["header", "next request"],
+)
+async def test_a_protocol_is_read_in_its_own_request_line(house, fast, raw):
+    """What a later line says does not make RTSP into HTTP."""
+    (answer,) = answers(await exchange(house.fronts[fast], raw))
+    assert answer.problem == (400, "bad_request")
+
+
+@DOORS
+async def test_a_body_refused_early_leaves_no_doubt(house, fast):
+    """After a 413 in place of a 100 the client need not send the body: so the connection closes."""
+    with Socket(house.fronts[fast]) as client:
+        await client.send(req("Expect: 100-continue", "Content-Length: 2000000", method="POST"))
+        answer = await client.answer()
+        assert answer.problem == (413, "too_large")
+        assert answer.closes
+
+
 # ── pipelining ──
 
 
@@ -773,6 +804,15 @@ async def test_more_than_may_be_pipelined(house, fast, kind):
     assert [json.loads(answer.body)["path"] for answer in rest] == [f"/echo/{number}" for number in range(1, 17)]
     assert [answer.closes for answer in [first, *rest]] == [False] * 16 + [True]
     assert house.service.seen == [str(number) for number in range(1, 17)]
+
+
+@DOORS
+async def test_many_upgrades_in_one_segment(house, fast):
+    """However many requests are parsed again, none of them is lost to the depth of the stack."""
+    got = answers(await exchange(house.fronts[fast], req(*H2C, target="/a/../b") * 1500 + LAST, within=5))
+    assert {answer.status for answer in got[:-1]} == {400}
+    assert len(got) == 1501 if fast else len(got) >= 17
+    assert got[-1].closes
 
 
 @DOORS
@@ -928,6 +968,26 @@ async def test_a_client_that_does_not_read(hasty, fast, until):
         await until(lambda: [one for one in hasty.connections(fast) if one.flow.write_paused])
         assert (await ping(hasty.fronts[fast])).status == 200
         await until(lambda: not hasty.connections(fast))
+
+
+@DOORS
+async def test_a_body_refused_early_is_answered_once(hasty, fast):
+    """A 413 before the body is the answer: none follows when the body never comes."""
+    got = answers(await exchange(hasty.fronts[fast], req("Content-Length: 2000000", method="POST")))
+    assert [answer.status for answer in got] == [413]
+
+
+@DOORS
+async def test_a_client_that_writes_and_does_not_read(hasty, fast, until):
+    """Sending a body by and by does not prolong the time for reading the answers."""
+    with Socket(hasty.fronts[fast], buffer=4096) as client:
+        await client.send(req(target="/large") * 7)
+        await until(lambda: [one for one in hasty.connections(fast) if one.flow.write_paused])
+        await client.send(req("Content-Length: 60000", method="POST"))
+        for _ in range(30):
+            await client.send(b"x")
+            await asyncio.sleep(0.05)
+        assert not hasty.connections(fast)
 
 
 @DOORS
@@ -1188,6 +1248,30 @@ async def test_a_fault_of_ours_hurts_one_request(house, fast, raw, broken_launch
     assert answer.status == 500
     assert b"secret" not in answer.body
     assert (await ping(house.fronts[fast])).status == 200
+
+
+@DOORS
+async def test_a_fault_of_ours_is_a_problem(house, fast, broken_launch):
+    """It has the same shape at both doors, and says that the connection closes."""
+    broken_launch()
+    (answer,) = answers(await exchange(house.fronts[fast], LAST))
+    assert answer.problem == (500, "gateway_failed")
+    assert answer.closes
+
+
+@DOORS
+async def test_a_fault_of_the_bus_leaves_no_flight(house, fast, monkeypatch):
+    """A request that could not be sent is not under way."""
+
+    def fail(*_, **__):
+        raise RuntimeError("secret")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(house.gateway.exchange.bus), "ask", fail)
+        assert (await ping(house.fronts[fast])).status == 500
+    left = house.flights
+    house.gateway.exchange._flights.clear()
+    assert left == 0
 
 
 @DOORS
