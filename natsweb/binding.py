@@ -192,10 +192,7 @@ def compile_plan(function: Callable[..., Any], hints: Mapping[str, Any], templat
 def check_names(template: Template, parameters: Mapping[str, inspect.Parameter], place: Place) -> None:
     """Raise `DeclarationError` unless every capture of the path has a parameter that can take it."""
     for name, parameter in parameters.items():
-        if parameter.kind is parameter.POSITIONAL_ONLY or parameter.kind in (
-            parameter.VAR_POSITIONAL,
-            parameter.VAR_KEYWORD,
-        ):
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise DeclarationError(
                 f"parameter {parameter} cannot be filled from a request",
                 where=str(place),

@@ -7,6 +7,7 @@ holds it equal to a real server. This module knows no HTTP and no nats-py.
 """
 
 import asyncio
+import functools
 import logging
 import os
 import random
@@ -18,7 +19,7 @@ from natsweb.errors import Disconnected, HTTPError, NatsDown, NoService, TimeUp,
 from natsweb.subjects import ANY, matches
 from natsweb.wire import is_no_responders
 
-__all__ = ["Answer", "Bus", "Inbox", "MemoryBus", "Message", "Receive", "Subscription", "request"]
+__all__ = ["Answer", "Asking", "Bus", "Inbox", "MemoryBus", "Message", "Receive", "Subscription", "request"]
 
 logger = logging.getLogger("natsweb.bus")
 
@@ -197,6 +198,28 @@ class Inbox:
         self._deadlines.close()
 
 
+class Asking:
+    """How every bus asks, given how it publishes: the reply comes to the inbox."""
+
+    _inbox: Inbox
+
+    def publish(self, subject: str, payload: bytes, *, header: bytes | None = None, reply: str = "") -> None:
+        """Send a message: see `Bus.publish`."""
+        raise NotImplementedError
+
+    def ask(
+        self, subject: str, payload: bytes, *, header: bytes | None = None, timeout: float, answer: Answer
+    ) -> Callable[[], None]:
+        """Send a request: see `Bus.ask`."""
+        reply = self._inbox.open(timeout, answer)
+        try:
+            self.publish(subject, payload, header=header, reply=reply)
+        except HTTPError:
+            self._inbox.drop(reply)
+            raise
+        return functools.partial(self._inbox.drop, reply)
+
+
 class _MemorySubscription:
     def __init__(self, bus: "MemoryBus", subject: str, queue: str, receive: Receive) -> None:
         self._bus = bus
@@ -212,7 +235,7 @@ class _MemorySubscription:
         return f"<subscription {self.subject} queue={self.queue!r} {state}>"
 
 
-class MemoryBus:
+class MemoryBus(Asking):
     """NATS in memory: one connection that is also the server, for tests and for running without NATS.
 
     `max_payload` is in bytes, as in nats-server (1 MiB by default).
@@ -271,18 +294,6 @@ class MemoryBus:
             subscription.receive(message)
         except Exception:
             logger.exception("receiving on %s failed", subscription.subject)
-
-    def ask(
-        self, subject: str, payload: bytes, *, header: bytes | None = None, timeout: float, answer: Answer
-    ) -> Callable[[], None]:
-        """Send a request: see `Bus.ask`."""
-        reply = self._inbox.open(timeout, answer)
-        try:
-            self.publish(subject, payload, header=header, reply=reply)
-        except HTTPError:
-            self._inbox.drop(reply)
-            raise
-        return lambda: self._inbox.drop(reply)
 
     async def subscribe(self, subject: str, receive: Receive, *, queue: str = "") -> Subscription:
         """Receive what is sent on `subject`: see `Bus.subscribe`."""

@@ -30,7 +30,7 @@ from natsweb.settings import Limits
 from natsweb.subjects import check_root, to_subject
 from natsweb.wire import decode_response, encode_fields, encode_request, may_retry
 
-__all__ = ["FORWARDED_METHODS", "Done", "Exchange", "Flight", "Incoming", "to_response"]
+__all__ = ["FORWARDED_METHODS", "Done", "Exchange", "Flight", "Incoming", "address", "nats_down", "to_response"]
 
 _METHOD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Z]{1,32}").fullmatch
 FORWARDED_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
@@ -114,7 +114,7 @@ class Flight:
                 self.subject, self.body, header=header, timeout=left, answer=self._on_answer
             )
         except NatsDown:
-            self.finish(_nats_down())
+            self.finish(nats_down())
         except HTTPError as error:
             self.finish(error)
 
@@ -198,7 +198,7 @@ class Exchange:
     def admit(self, length: int | None) -> None:
         """Raise `Overloaded`, `TooLarge` or `NatsDown` before a body is read; `length` is its size, if known."""
         if not self.bus.is_connected:
-            raise _nats_down()
+            raise nats_down()
         self._check_pending()
         if length is not None and length > self.max_body:
             raise self.too_large()
@@ -328,5 +328,11 @@ def to_response(outcome: Message | HTTPError, method: str) -> Response:
         return problem(error)
 
 
-def _nats_down() -> NatsDown:
+def address(host: str, port: int) -> str:
+    """Return `host:port`, with an IPv6 address in brackets (RFC 3986 section 3.2.2)."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def nats_down() -> NatsDown:
+    """Return the error of a gateway without a connection to NATS."""
     return NatsDown("the gateway has no connection to NATS", headers={"retry-after": "1"})

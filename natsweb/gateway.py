@@ -11,8 +11,8 @@ from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
 from natsweb.bus import Bus
-from natsweb.errors import HTTPError, Mistake, NatsDown, NatsUnreachable
-from natsweb.exchange import Exchange, Incoming
+from natsweb.errors import HTTPError, Mistake, NatsUnreachable
+from natsweb.exchange import Exchange, Incoming, address, nats_down
 from natsweb.messages import Response
 from natsweb.natsbus import connect
 from natsweb.replies import problem
@@ -101,12 +101,12 @@ class Gateway:
         if self._exchange is None:
             now = asyncio.get_running_loop().time()
             if now - self._failed_at < _TRY_AGAIN:
-                raise NatsDown("the gateway has no connection to NATS", headers={"retry-after": "1"})
+                raise nats_down()
             try:
                 await self.start()
             except NatsUnreachable:
                 self._failed_at = now
-                raise NatsDown("the gateway has no connection to NATS", headers={"retry-after": "1"}) from None
+                raise nats_down() from None
         return self.exchange
 
     # ── ASGI ──
@@ -163,7 +163,7 @@ class Gateway:
             raw_path=_path_below_mount(scope),
             query=scope.get("query_string", b""),
             fields=fields,
-            client=_address(client) if client else None,
+            client=address(client[0], client[1]) if client else None,
             scheme=scope.get("scheme", "http"),
         )
         return await _unless_gone(exchange.forward(incoming, body), receive)
@@ -195,11 +195,6 @@ async def _unless_gone(work: Coroutine[Any, Any, Response], receive: Receive) ->
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _address(client: tuple[str, int]) -> str:
-    host, port = client[0], client[1]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _content_length(scope: Scope) -> int | None:

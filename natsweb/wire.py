@@ -50,6 +50,7 @@ _DIGITS = re.compile(rb"[0-9]{1,15}").fullmatch
 _STATUS = re.compile(rb"[1-5][0-9]{2}").fullmatch
 _SCHEMES = {b"http": "http", b"https": "https", b"ws": "ws", b"wss": "wss"}
 _NO_BODY = frozenset([204, 205, 304])
+_DROPPED = HOP_BY_HOP | {b"content-length", b"expect"}
 
 
 # Header blocks repeat: most replies of a service have the same, most requests of a client the same fields.
@@ -80,7 +81,7 @@ def forwarded_fields(fields: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes,
     Left out: hop-by-hop fields and those that `Connection` names, `Nw-*`, `Nats-*`, `Content-Length` and `Expect`.
     """
     lower = [(name.lower(), value) for name, value in fields]
-    options = connection_options(lower) | HOP_BY_HOP | {b"content-length", b"expect"}
+    options = connection_options(lower) | _DROPPED
     return [(name, value) for name, value in lower if name not in options and not _is_ours(name)]
 
 
@@ -133,7 +134,6 @@ _OUR_LINES = re.compile(
     rb"(?:Nw-Client: ([\x21-\x7e]+)\r\n)?(?:Nw-Scheme: (https|ws|wss)\r\n)?"
 ).match
 
-_DROPPED = HOP_BY_HOP | {b"content-length", b"expect"}
 _FIELDS = re.compile(rb"(?:" + _FIELD + rb")*").fullmatch
 
 
@@ -149,7 +149,7 @@ def encode_fields(fields: list[tuple[bytes, bytes]]) -> bytes:
             raise BadRequest("a header has a bad name")
         if name in _DROPPED:
             if name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
-                return encode_fields([field for field in forwarded_fields(fields) if field[0] != b"connection"])
+                return encode_fields(forwarded_fields(fields))
         elif not _is_ours(name):
             lines.append(b"%b: %b\r\n" % (name, value))
     block = b"".join(lines)

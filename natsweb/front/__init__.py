@@ -15,6 +15,7 @@ from collections.abc import Generator
 import uvicorn
 
 from natsweb.errors import StartError
+from natsweb.exchange import address
 from natsweb.front.protocol import Connection
 from natsweb.gateway import Gateway
 
@@ -80,8 +81,7 @@ class Front:
     @property
     def url(self) -> str:
         """Where it listens, such as `http://127.0.0.1:8000`."""
-        host, port = self._host, self._port
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return f"http://{address(self._host, self._port)}"
 
     async def start(self) -> None:
         """Listen; raises `StartError` if the address cannot be had."""

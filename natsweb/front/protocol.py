@@ -18,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from natsweb.bus import Message
 from natsweb.errors import BadRequest, HeadersTooLarge, HTTPError, MethodNotAllowed, SubjectTooLong, phrase
-from natsweb.exchange import FORWARDED_METHODS, Exchange, Flight, Incoming
+from natsweb.exchange import FORWARDED_METHODS, Exchange, Flight, Incoming, address
 from natsweb.front.strict import Head, check_head, split_target
 from natsweb.headers import Headers
 from natsweb.replies import problem
@@ -147,8 +147,7 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self._stopping = self._owner.stopping
         if self.client:
-            host, port = self.client
-            self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            self._address = address(*self.client)
 
     def data_received(self, data: bytes) -> None:
         """Take bytes; a broken request is answered in its turn, and then the connection closes."""

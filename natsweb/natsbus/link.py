@@ -6,14 +6,13 @@ the connection does; nothing is sent again by itself.
 
 import asyncio
 import contextlib
-import functools
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import nats.errors
 from nats.aio.subscription import Subscription as NatsSubscription
 
-from natsweb.bus import Answer, Inbox, Message, Receive, Subscription
+from natsweb.bus import Asking, Inbox, Message, Receive, Subscription
 from natsweb.errors import (
     Disconnected,
     HTTPError,
@@ -57,7 +56,7 @@ class LinkSubscription:
         return f"<subscription {self.subject} queue={self.queue!r} {'stopped' if self.stopped else 'live'}>"
 
 
-class NatsBus:
+class NatsBus(Asking):
     """A `Bus` over nats-py; its bodies are `PublicBus` and `FastBus`. Make one with `connect`."""
 
     def __init__(self, settings: Nats, name: str) -> None:
@@ -80,10 +79,6 @@ class NatsBus:
         return f"<{type(self).__name__} {self._settings.display}: {state}, {len(self._inbox)} requests in flight>"
 
     # ── what a body adds ──
-
-    def publish(self, subject: str, payload: bytes, *, header: bytes | None = None, reply: str = "") -> None:
-        """Send a message: see `Bus.publish`."""
-        raise NotImplementedError
 
     async def _subscribe(self, client: RawClient, subscription: LinkSubscription) -> None:
         """Subscribe on a client, and set `subscription.current`."""
@@ -197,18 +192,6 @@ class NatsBus:
             return
 
     # ── requests and subscriptions ──
-
-    def ask(
-        self, subject: str, payload: bytes, *, header: bytes | None = None, timeout: float, answer: Answer
-    ) -> Callable[[], None]:
-        """Send a request: see `Bus.ask`."""
-        reply = self._inbox.open(timeout, answer)
-        try:
-            self.publish(subject, payload, header=header, reply=reply)
-        except HTTPError:
-            self._inbox.drop(reply)
-            raise
-        return functools.partial(self._inbox.drop, reply)
 
     async def subscribe(self, subject: str, receive: Receive, *, queue: str = "") -> Subscription:
         """Receive what is sent on `subject`: see `Bus.subscribe`. Raises `NatsDown` without a connection."""
