@@ -7,17 +7,19 @@ somebody asks for the model; it has the same attribute names. This module knows 
 
 import json
 from collections.abc import Mapping
+from http.cookies import CookieError, SimpleCookie
 from string import punctuation
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self
 from urllib.parse import parse_qsl, quote
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from starlette.requests import cookie_parser
 
 from natsweb.errors import BadPath
 from natsweb.headers import Headers, HeaderSource
 from natsweb.subjects import decode_token, path_tokens, to_path
 
-__all__ = ["Call", "NotExecuted", "Request", "Response", "quote_query"]
+__all__ = ["After", "Call", "NotExecuted", "Request", "Response", "cookie_line", "quote_query"]
 
 
 def quote_query(query: str | bytes) -> str:
@@ -32,14 +34,60 @@ def quote_query(query: str | bytes) -> str:
     return quote(query, safe=punctuation)
 
 
+def cookies_of(headers: Headers) -> dict[str, str]:
+    """Return the cookies of a request by name; of two with one name the last counts."""
+    cookies: dict[str, str] = {}
+    for line in headers.getlist("cookie"):
+        cookies |= cookie_parser(line)
+    return cookies
+
+
+def cookie_line(
+    name: str,
+    value: str,
+    *,
+    max_age: int | None,
+    path: str,
+    domain: str | None,
+    secure: bool,
+    httponly: bool,
+    samesite: Literal["lax", "strict", "none"],
+) -> str:
+    """Return the value of a `Set-Cookie` field (RFC 6265); raises `ValueError` for what no cookie can carry."""
+    try:
+        cookies: SimpleCookie = SimpleCookie({name: value})
+    except CookieError as error:
+        raise ValueError(f"{name!r} cannot be the name of a cookie: {error}") from None
+    morsel = cookies[name]
+    if max_age is not None:
+        morsel["max-age"] = max_age
+    morsel["path"] = path
+    if domain is not None:
+        morsel["domain"] = domain
+    morsel["secure"] = secure or samesite == "none"
+    morsel["httponly"] = httponly
+    morsel["samesite"] = samesite
+    return morsel.OutputString()
+
+
+class After(Protocol):
+    """What is left to do for a request when its reply has gone."""
+
+    async def close(self) -> None:
+        """Do it; raises nothing but `asyncio.CancelledError`."""
+        ...
+
+
 class Call:
     """A request as it came off the wire: attribute for attribute a `Request`, unvalidated and cheap.
 
     `tokens` are the canonical subject tokens of the path, `headers` field lines that are well-formed,
-    `timeout` the seconds left until the answer is due, `sent` the sender's clock in unix ms or None.
+    `timeout` the seconds left until the answer is due, `sent` the sender's clock in unix ms or None. Whoever made the
+    call closes `after`, if the service has set it, when the last byte of the reply has gone.
     """
 
     __slots__ = (
+        "after",
         "body",
         "client",
         "headers",
@@ -80,6 +128,12 @@ class Call:
         self.service = service
         self.root_path = ""
         self.params: dict[str, str] = {}
+        self.after: After | None = None
+
+    @property
+    def cookies(self) -> dict[str, str]:
+        """The cookies of the request, by name."""
+        return cookies_of(self.headers)
 
     @property
     def raw_path(self) -> str:
@@ -182,6 +236,11 @@ class Request(BaseModel):
         return params
 
     @property
+    def cookies(self) -> dict[str, str]:
+        """The cookies of the request, by name."""
+        return cookies_of(self.headers)
+
+    @property
     def text(self) -> str:
         """The body as UTF-8 text, with U+FFFD for what is not."""
         return self.body.decode("utf-8", "replace")
@@ -190,9 +249,43 @@ class Request(BaseModel):
         """Return the body as parsed JSON; raises `ValueError` if it is none."""
         return json.loads(self.body)
 
+    def prefers(self, *media_types: str) -> str | None:
+        """Return which of `media_types` the caller likes best by its `Accept`, None if it takes none of them.
+
+        Equal wishes, and no `Accept` at all, go to the first (RFC 9110 section 12.5.1).
+        """
+        ranges = [_parse_range(part) for part in ",".join(self.headers.getlist("accept")).split(",") if part.strip()]
+        if not ranges:
+            return media_types[0] if media_types else None
+        best = max(media_types, key=lambda offer: _quality(offer, ranges), default=None)
+        return best if best is not None and _quality(best, ranges) > 0 else None
+
     def request(self) -> "Request":
         """Return itself: `Call` and `Request` give the model in the same way."""
         return self
+
+
+def _parse_range(text: str) -> tuple[str, float]:
+    """Return media range and quality of one part of an `Accept` field."""
+    media, *params = [piece.strip().lower() for piece in text.split(";")]
+    for param in params:
+        name, _, value = param.partition("=")
+        if name.strip() == "q":
+            try:
+                return media, min(max(float(value), 0.0), 1.0)
+            except ValueError:
+                return media, 0.0
+    return media, 1.0
+
+
+def _quality(offer: str, ranges: list[tuple[str, float]]) -> float:
+    """Return how much an offered media type is wanted: the most specific range that fits it says so."""
+    kind = offer.partition(";")[0].strip().lower()
+    for fitting in (kind, kind.partition("/")[0] + "/*", "*/*"):
+        found = [quality for media, quality in ranges if media == fitting]
+        if found:
+            return max(found)
+    return 0.0
 
 
 _RESPONSE_FIELDS = frozenset(["status", "headers", "body"])
@@ -241,9 +334,42 @@ class Response(BaseModel):
         assign(self, "__pydantic_private__", None)
         return self
 
-    def with_headers(self, headers: Mapping[str, str]) -> "Response":
+    def with_headers(self, headers: Mapping[str, str]) -> Self:
         """Return this response with `headers` added; those of the same name are replaced."""
         return self.model_copy(update={"headers": self.headers.without(*headers) + headers})
+
+    def with_cookie(
+        self,
+        name: str,
+        value: str,
+        *,
+        max_age: int | None = None,
+        path: str = "/",
+        domain: str | None = None,
+        secure: bool = False,
+        httponly: bool = True,
+        samesite: Literal["lax", "strict", "none"] = "lax",
+    ) -> Self:
+        """Return this response with a cookie (RFC 6265); `max_age` is in seconds, without it a session's cookie.
+
+        Scripts of the page do not see it unless `httponly` is false; `secure` keeps it off plain HTTP.
+        Raises `ValueError` for a name that no cookie can have.
+        """
+        line = cookie_line(
+            name,
+            value,
+            max_age=max_age,
+            path=path,
+            domain=domain,
+            secure=secure,
+            httponly=httponly,
+            samesite=samesite,
+        )
+        return self.model_copy(update={"headers": self.headers + {"set-cookie": line}})
+
+    def without_cookie(self, name: str, *, path: str = "/", domain: str | None = None) -> Self:
+        """Return this response with the order to forget a cookie; `path` and `domain` are those it was set with."""
+        return self.with_cookie(name, "", max_age=0, path=path, domain=domain)
 
     @property
     def text(self) -> str:

@@ -8,6 +8,8 @@ This module knows the spelling of templates; which handler answers is `routing`'
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
+from urllib.parse import urlencode
 
 from natsweb.errors import BadPath, DeclarationError
 from natsweb.subjects import ANY, REST, encode_segment, join, to_path
@@ -101,7 +103,7 @@ class Template:
                 elif isinstance(part, Tail):
                     tokens += [encode_segment(segment) for segment in str(values[part.name]).split("/")]
                 else:
-                    text = str(values[part.name])
+                    text = str(_text(values[part.name]))
                     if not text:
                         raise ValueError(f"<{part.name}> of {self.text!r} cannot be empty")
                     tokens.append(encode_segment(text))
@@ -111,8 +113,25 @@ class Template:
             raise ValueError(f"{self.text!r} with nothing in it is '/', which is another path")
         return to_path(tokens)
 
+    def url(self, values: Mapping[str, object], query: Mapping[str, object]) -> str:
+        """Return path and query string; a list in `query` is repeated, None is left out.
+
+        Raises what `path` raises.
+        """
+        pairs = [(name, value) for name, value in query.items() if value is not None]
+        encoded = urlencode([(name, _text(value)) for name, value in pairs], doseq=True)
+        return self.path(values) + (f"?{encoded}" if encoded else "")
+
     def __str__(self) -> str:
         return self.text
+
+
+def _text(value: object) -> str | list[str]:
+    if isinstance(value, list | tuple | set | frozenset):
+        return [str(_text(one)) for one in value]
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value.value if isinstance(value, Enum) else value)
 
 
 def _token(part: Part) -> str:

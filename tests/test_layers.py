@@ -16,8 +16,11 @@ FLOORS = [
     ["errors", "settings"],
     ["headers", "subjects"],
     ["messages", "params", "paths"],
+    ["annotations"],
     ["wire", "streams", "routing", "binding", "replies", "middleware"],
-    ["asgi", "openapi", "security", "scopes", "deadlines", "bus", "exchange", "pipes", "catalogue"],
+    ["deadlines", "threads", "forms"],
+    ["asgi", "openapi", "security", "scopes", "files", "bus", "exchange", "pipes", "catalogue"],
+    ["routers", "lifespans"],
     ["service", "natsbus", "embedded"],
     ["gateway", "worker", "discovery", "client"],
     ["front"],
@@ -29,7 +32,6 @@ FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in mod
 # Arrows between neighbours of one floor: each has a reason.
 NEIGHBOURS = {
     "settings": {"errors"},
-    "bus": {"deadlines"},
     "exchange": {"bus"},
 }
 # Arrows upwards, by name at run time: `Service.run` is the command line's `run` for one service.
