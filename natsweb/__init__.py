@@ -10,35 +10,131 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from natsweb.errors import HTTPError as HTTPError
+    from natsweb.files import FileResponse as FileResponse
     from natsweb.gateway import Gateway as Gateway
     from natsweb.headers import Headers as Headers
     from natsweb.messages import Request as Request
     from natsweb.messages import Response as Response
+    from natsweb.middleware import Handler as Handler
+    from natsweb.middleware import Middleware as Middleware
+    from natsweb.params import Body as Body
+    from natsweb.params import Cookie as Cookie
+    from natsweb.params import Depends as Depends
+    from natsweb.params import File as File
+    from natsweb.params import Form as Form
+    from natsweb.params import Header as Header
+    from natsweb.params import Partial as Partial
+    from natsweb.params import Path as Path
+    from natsweb.params import Query as Query
+    from natsweb.params import UploadFile as UploadFile
+    from natsweb.replies import Created as Created
+    from natsweb.replies import Reply as Reply
+    from natsweb.replies import redirect as redirect
+    from natsweb.routers import Router as Router
+    from natsweb.routers import delete as delete
+    from natsweb.routers import get as get
+    from natsweb.routers import head as head
+    from natsweb.routers import options as options
+    from natsweb.routers import patch as patch
+    from natsweb.routers import post as post
+    from natsweb.routers import put as put
+    from natsweb.routers import route as route
+    from natsweb.scopes import Background as Background
+    from natsweb.security import OIDC as OIDC
+    from natsweb.security import ApiKey as ApiKey
+    from natsweb.security import Auth as Auth
+    from natsweb.security import Basic as Basic
+    from natsweb.security import Bearer as Bearer
+    from natsweb.security import Credentials as Credentials
     from natsweb.service import Service as Service
     from natsweb.settings import Limits as Limits
     from natsweb.settings import Nats as Nats
 
 _HOMES = {
+    "OIDC": "security",
+    "ApiKey": "security",
+    "Auth": "security",
+    "Background": "scopes",
+    "Basic": "security",
+    "Bearer": "security",
+    "Body": "params",
+    "Cookie": "params",
+    "Created": "replies",
+    "Credentials": "security",
+    "Depends": "params",
+    "File": "params",
+    "FileResponse": "files",
+    "Form": "params",
     "Gateway": "gateway",
     "HTTPError": "errors",
+    "Handler": "middleware",
+    "Header": "params",
     "Headers": "headers",
     "Limits": "settings",
+    "Middleware": "middleware",
     "Nats": "settings",
+    "Partial": "params",
+    "Path": "params",
+    "Query": "params",
+    "Reply": "replies",
     "Request": "messages",
     "Response": "messages",
+    "Router": "routers",
     "Service": "service",
+    "UploadFile": "params",
+    "delete": "routers",
+    "get": "routers",
+    "head": "routers",
+    "options": "routers",
+    "patch": "routers",
+    "post": "routers",
+    "put": "routers",
+    "redirect": "replies",
+    "route": "routers",
 }
 
 __all__ = [
+    "OIDC",
+    "ApiKey",
+    "Auth",
+    "Background",
+    "Basic",
+    "Bearer",
+    "Body",
+    "Cookie",
+    "Created",
+    "Credentials",
+    "Depends",
+    "File",
+    "FileResponse",
+    "Form",
     "Gateway",
     "HTTPError",
+    "Handler",
+    "Header",
     "Headers",
     "Limits",
+    "Middleware",
     "Nats",
+    "Partial",
+    "Path",
+    "Query",
+    "Reply",
     "Request",
     "Response",
+    "Router",
     "Service",
+    "UploadFile",
     "__version__",
+    "delete",
+    "get",
+    "head",
+    "options",
+    "patch",
+    "post",
+    "put",
+    "redirect",
+    "route",
 ]
 
 

@@ -1,128 +1,281 @@
-"""From a handler's signature to a plan, and from a request to the handler's arguments.
+"""From a function's signature to a plan, and from a request to the function's arguments.
 
-The plan is compiled once, at declaration: which parameter comes from the path, the query, the JSON body or is
-the `Request` itself, each with its pydantic validator. Binding then only looks things up and validates; all
-refused fields of a request are reported together. No I/O, no `async`; the service calls the function.
+The plan is compiled once, at declaration: which parameter comes from the path, the query, headers, cookies, the
+body or a form, each with its pydantic validator; which ones are dependencies, or things that the service gives.
+Binding then only looks things up and validates; all refused fields of a request are reported together.
+No I/O, no `async`: `scopes` reads forms and calls dependencies.
 """
 
-import dataclasses
 import difflib
-import enum
 import inspect
-import types
 from collections.abc import Callable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, get_args
 from urllib.parse import parse_qsl
 
-from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError, create_model
 from typing_extensions import is_typeddict
 
+from natsweb.annotations import (
+    Place,
+    Validate,
+    adapter_of,
+    choices_of,
+    is_list,
+    is_object,
+    is_upload,
+    marker_of,
+    strip,
+    text_validator,
+    texts_validator,
+)
 from natsweb.errors import DeclarationError, FieldError, InvalidInput, UnsupportedMedia
 from natsweb.messages import Call, Request, Response
+from natsweb.params import Body, Cookie, Depends, File, Form, Header, Marker, Path, Query, UploadFile
 from natsweb.paths import Template
 
-__all__ = ["Place", "Plan", "check_names", "compile_plan", "resolve_hints"]
+__all__ = ["FormItems", "Need", "Parameter", "Plan", "check_names", "compile_plan"]
 
-_MISSING = inspect.Parameter.empty
-_LISTS = (list, set, frozenset, tuple, Sequence, AbstractSet)
+_MISSING: Any = inspect.Parameter.empty
+_KIND = {"path": Path, "query": Query, "header": Header, "cookie": Cookie, "body": Body, "form": Form}
 
-Validate = Callable[[Any], Any]
-
-
-class Place(NamedTuple):
-    """Where a handler is declared, for messages: `app.py:14`, `@svc.get("/orders/<id>")`, `async def show(...)`."""
-
-    line: str
-    decorator: str
-    signature: str
-
-    def __str__(self) -> str:
-        return f"{self.line}  {self.decorator}   {self.signature}"
+#: The fields of a form in their order: text, or a file.
+FormItems = Sequence[tuple[str, str | UploadFile]]
 
 
-class _Query(NamedTuple):
+class Parameter(NamedTuple):
+    """One parameter as documents show it: its source, its name there, its type with constraints, its default."""
+
     name: str
+    source: str
+    key: str
+    annotation: Any
+    default: Any
+    marker: Marker
+
+    @property
+    def required(self) -> bool:
+        """Whether a request has to have it."""
+        return self.default is _MISSING
+
+
+class Need(NamedTuple):
+    """A parameter that is a dependency."""
+
+    name: str
+    depends: Depends
+    annotation: Any
+
+
+class _Text(NamedTuple):
+    """A parameter out of named texts: query, headers, cookies, a form."""
+
+    name: str
+    key: str
     validate: Validate
     many: bool
     required: bool
 
 
-class _Body(NamedTuple):
+class _Model(NamedTuple):
+    """A parameter out of many named texts: a model of query, header, cookie or form fields.
+
+    `fields` are (key, takes several, text -> value of enums); `rest` also takes what no field names.
+    """
+
     name: str
-    validate: Callable[[bytes], Any]
+    fields: tuple[tuple[str, bool, Mapping[str, Any]], ...]
+    validate: Validate
+    rest: bool
+
+
+class _Body(NamedTuple):
+    """What comes out of the body: one parameter, or by `keys` (parameter -> key) several of a JSON object."""
+
+    name: str
+    read: Callable[[bytes], Any]
+    media_type: str
     required: bool
+    keys: Mapping[str, str] | None
+    media: bytes = b"application/json"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """How one handler's arguments come out of a request."""
+    """How one function's arguments come out of a request.
 
-    path: tuple[tuple[str, Validate], ...]
-    query: tuple[_Query, ...]
-    body: _Body | None
-    request: str | None
-    returns: Any
+    `given` are (parameter, type) of what the service itself hands over, `needs` its dependencies, `returns` is the
+    return annotation, `parameters` describes the inputs for documents.
+    """
+
+    path: tuple[tuple[str, Validate], ...] = ()
+    query: tuple[_Text, ...] = ()
+    texts: tuple[tuple[str, tuple[_Text, ...], tuple[_Model, ...]], ...] = ()
+    body: _Body | None = None
+    form: tuple[tuple[_Text, ...], tuple[_Model, ...]] | None = None
+    given: tuple[tuple[str, Any], ...] = ()
+    needs: tuple[Need, ...] = ()
+    returns: Any = Any
+    parameters: tuple[Parameter, ...] = field(default=(), repr=False)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether `bind` gives all arguments: no dependency, no form, nothing of the service's."""
+        return not self.needs and self.form is None and all(kind is Request for _, kind in self.given)
 
     def bind(self, call: Call | Request, params: Mapping[str, str]) -> dict[str, Any]:
-        """Return the handler's keyword arguments.
+        """Return the keyword arguments of a plain plan.
 
-        Raises `InvalidInput` that lists every refused field, `UnsupportedMedia` for a body that is not JSON.
+        Raises `InvalidInput` that lists every refused field, `UnsupportedMedia` for a body of another type.
+        """
+        errors: list[FieldError] = []
+        values = self.collect(call, params, (), errors)
+        if errors:
+            raise InvalidInput("the request does not fit what this route takes", errors=errors)
+        for name, _ in self.given:
+            values[name] = call.request()
+        return values
+
+    def collect(
+        self, call: Call | Request, params: Mapping[str, str], form: FormItems, errors: list[FieldError]
+    ) -> dict[str, Any]:
+        """Return the arguments that come out of the request itself; refused fields go to `errors`.
+
+        Raises `UnsupportedMedia` for a body of another type.
         """
         values: dict[str, Any] = {}
-        errors: list[FieldError] = []
         for name, validate in self.path:
             try:
                 values[name] = validate(params[name])
             except ValidationError as error:
                 errors += _field_errors(["path", name], error)
         if self.query:
-            self._bind_query(call.query, values, errors)
+            given: dict[str, list[str]] = {}
+            if call.query:
+                for name, text in parse_qsl(call.query, keep_blank_values=True):
+                    if name in given:
+                        given[name].append(text)
+                    else:
+                        given[name] = [text]
+            _bind_texts("query", self.query, given, values, errors)
+        for source, texts, models in self.texts:
+            found = _SOURCES[source](call)
+            _bind_texts(source, texts, found, values, errors)
+            _bind_models(source, models, found, texts, values, errors)
+        if self.form is not None:
+            fields = _grouped(form)
+            _bind_texts("body", self.form[0], fields, values, errors)
+            _bind_models("body", self.form[1], fields, self.form[0], values, errors)
         if self.body is not None:
-            self._bind_body(self.body, call, values, errors)
-        if errors:
-            raise InvalidInput("the request does not fit what this route takes", errors=errors)
-        if self.request is not None:
-            values[self.request] = call.request()
+            _bind_body(self.body, call, values, errors)
         return values
 
-    def _bind_query(self, query: str, values: dict[str, Any], errors: list[FieldError]) -> None:
-        given: dict[str, list[str]] = {}
-        if query:
-            for name, value in parse_qsl(query, keep_blank_values=True):
-                given.setdefault(name, []).append(value)
-        for slot in self.query:
-            texts = given.get(slot.name)
-            if texts is None:
-                if slot.required:
-                    errors.append(_missing("query", slot.name))
-                continue
-            try:
-                values[slot.name] = slot.validate(texts if slot.many else texts[-1])
-            except ValidationError as error:
-                errors += _field_errors(["query", slot.name], error)
 
-    @staticmethod
-    def _bind_body(slot: _Body, call: Call | Request, values: dict[str, Any], errors: list[FieldError]) -> None:
-        if not call.body:
-            if slot.required:
-                errors.append(_missing("body"))
-            return
-        media = call.headers.get_bytes(b"content-type")
-        if media is not None and not _is_json(media):
-            raise UnsupportedMedia(
-                "this route takes JSON: send it with Content-Type: application/json",
-                headers={"accept": "application/json"},
-            )
+# ── binding ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _bind_texts(
+    source: str,
+    slots: tuple[_Text, ...],
+    given: Mapping[str, list[Any]],
+    values: dict[str, Any],
+    errors: list[FieldError],
+) -> None:
+    for name, key, validate, many, required in slots:
+        texts = given.get(key)
+        if texts is None:
+            if required:
+                errors.append(_missing(source, key))
+            continue
         try:
-            values[slot.name] = slot.validate(call.body)
+            values[name] = validate(texts if many else texts[-1])
         except ValidationError as error:
-            errors += _field_errors(["body"], error)
+            errors += _field_errors([source, key], error)
 
 
-def _is_json(media: bytes) -> bool:
-    kind = media.partition(b";")[0].strip().lower()
-    return kind == b"application/json" or kind.endswith(b"+json")
+def _bind_models(
+    source: str,
+    slots: tuple[_Model, ...],
+    given: Mapping[str, list[Any]],
+    texts: tuple[_Text, ...],
+    values: dict[str, Any],
+    errors: list[FieldError],
+) -> None:
+    for slot in slots:
+        data: dict[str, Any] = {}
+        for key, many, choices in slot.fields:
+            if found := given.get(key):
+                data[key] = [choices.get(text, text) if isinstance(text, str) else text for text in found]
+                data[key] = data[key] if many else data[key][-1]
+        if slot.rest:
+            taken = {text.key for text in texts} | {key for key, _, _ in slot.fields}
+            data |= {key: found[-1] for key, found in given.items() if key not in taken}
+        try:
+            values[slot.name] = slot.validate(data)
+        except ValidationError as error:
+            errors += _field_errors([source], error)
+
+
+def _bind_body(slot: _Body, call: Call | Request, values: dict[str, Any], errors: list[FieldError]) -> None:
+    if not call.body and slot.media_type:
+        if slot.required:
+            errors.append(_missing("body"))
+        return
+    media = call.headers.get_bytes(b"content-type")
+    if media is not None and media != slot.media and slot.media_type and not _fits(media, slot.media_type):
+        raise UnsupportedMedia(
+            f"this route takes {slot.media_type}: send it with that Content-Type", headers={"accept": slot.media_type}
+        )
+    try:
+        value = slot.read(call.body)
+    except ValidationError as error:
+        errors += _field_errors(["body"], error)
+    except UnicodeDecodeError:
+        errors.append({"loc": ["body"], "msg": "the text is not UTF-8", "type": "string_unicode"})
+    else:
+        if slot.keys is None:
+            values[slot.name] = value
+        else:
+            values |= {name: value[key] for name, key in slot.keys.items() if key in value}
+
+
+def _fits(media: bytes, wanted: str) -> bool:
+    kind = media.partition(b";")[0].strip().lower().decode("latin-1")
+    return kind == wanted or (wanted == "application/json" and kind.endswith("+json"))
+
+
+def _query_of(call: Call | Request) -> dict[str, list[str]]:
+    given: dict[str, list[str]] = {}
+    for name, value in parse_qsl(call.query, keep_blank_values=True):
+        given.setdefault(name, []).append(value)
+    return given
+
+
+def _headers_of(call: Call | Request) -> dict[str, list[str]]:
+    given: dict[str, list[str]] = {}
+    for name, value in call.headers:
+        given.setdefault(name, []).append(value)
+    return given
+
+
+def _cookies_of(call: Call | Request) -> dict[str, list[str]]:
+    return {name: [value] for name, value in call.cookies.items()}
+
+
+_SOURCES: dict[str, Callable[[Call | Request], dict[str, list[str]]]] = {
+    "query": _query_of,
+    "header": _headers_of,
+    "cookie": _cookies_of,
+}
+
+
+def _grouped(form: FormItems) -> dict[str, list[str | UploadFile]]:
+    """Return form fields by name; a field that was left empty is not there, as with FastAPI."""
+    given: dict[str, list[str | UploadFile]] = {}
+    for name, value in form:
+        if value if isinstance(value, str) else value.filename or value.size:
+            given.setdefault(name, []).append(value)
+    return given
 
 
 def _missing(*loc: str) -> FieldError:
@@ -137,169 +290,282 @@ def _field_errors(loc: list[str | int], error: ValidationError) -> list[FieldErr
 # ── compiling ────────────────────────────────────────────────────────────────────────────────────
 
 
-def resolve_hints(function: Callable[..., Any], names: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the annotations of a handler as types; `names` are those visible where it was declared.
+def compile_plan(
+    function: Callable[..., Any],
+    hints: Mapping[str, Any],
+    template: Template,
+    place: Place,
+    *,
+    services: Sequence[type] = (),
+) -> Plan:
+    """Return the plan of a handler or dependency.
 
-    Raises `NameError` for a name that does not exist (yet).
+    `services` are the types that the service hands over, besides `Request`. Raises `DeclarationError` for anything
+    that could never be bound, `NameError` for a type with a part that is not defined yet.
     """
-    return get_type_hints(inspect.unwrap(function), localns=dict(names), include_extras=True)
+    signature = inspect.signature(function)
+    compiler = _Compiler(template, place, tuple(services))
+    for name, parameter in signature.parameters.items():
+        _check_parameter(name, parameter, place)
+        compiler.take(name, hints.get(name, _MISSING), parameter.default)
+    return compiler.plan(hints.get("return", Any))
 
 
-def compile_plan(function: Callable[..., Any], hints: Mapping[str, Any], template: Template, place: Place) -> Plan:
-    """Return the plan of a handler; raises `DeclarationError` for anything that could never be bound."""
-    parameters = inspect.signature(function).parameters
-    check_names(template, parameters, place)
-    path: list[tuple[str, Validate]] = []
-    query: list[_Query] = []
-    body: _Body | None = None
-    request = None
-    for name, parameter in parameters.items():
-        annotation = hints.get(name, _MISSING)
-        required = parameter.default is _MISSING
-        if name in template.names:
-            annotation = str if annotation is _MISSING else annotation
-            _check_text(annotation, name, place)
-            path.append((name, _text_validator(annotation, name, place)))
-        elif annotation is _MISSING:
-            raise DeclarationError(
+class _Compiler:
+    """Sorts the parameters of one function by where they come from."""
+
+    def __init__(self, template: Template, place: Place, services: tuple[type, ...]) -> None:
+        self._template = template
+        self._place = place
+        self._services = services
+        self._found: list[Parameter] = []
+        self._given: list[tuple[str, Any]] = []
+        self._needs: list[Need] = []
+
+    def take(self, name: str, annotation: Any, default: Any) -> None:
+        """Sort one parameter; raises `DeclarationError` for one that nothing can fill."""
+        captured = name in self._template.names
+        if annotation is _MISSING and not captured:
+            raise self._mistake(
                 f"parameter {name!r} has no type",
-                where=str(place),
-                fix=f"annotate it, for example {name}: int for ?{name}=7, or add <{name}> to the path",
+                f"annotate it, for example {name}: int for ?{name}=7, or add <{name}> to the path",
             )
-        elif _strip(annotation) is Request:
-            request = name
-        elif _strip(annotation) is Response:
-            raise DeclarationError(
+        annotation, marker = marker_of(str if annotation is _MISSING else annotation, self._place)
+        bare = strip(annotation)
+        kind = getattr(bare, "__origin__", bare)
+        if isinstance(marker, Depends):
+            self._needs.append(Need(name, marker, annotation))
+        elif marker is None and (kind is Request or kind in self._services) and not captured:
+            self._given.append((name, kind))
+        elif kind is Response:
+            raise self._mistake(
                 f"parameter {name!r} is a Response, which is what a handler returns",
-                where=str(place),
-                fix="return Response(status=..., headers={...}, body=...) instead of taking one",
+                "return Response(status=..., headers={...}, body=...) instead of taking one",
             )
-        elif _is_body(annotation):
-            if body is not None:
-                raise DeclarationError(
-                    f"parameters {body.name!r} and {name!r} both want the request body",
-                    where=str(place),
-                    fix="put both into one model",
-                )
-            body = _Body(name, _adapter(annotation, name, place).validator.validate_json, required)
         else:
-            many = _is_list(annotation)
-            validate = _list_validator if many else _text_validator
-            query.append(_Query(name, validate(annotation, name, place), many, required))
-    return Plan(tuple(path), tuple(query), body, request, hints.get("return", Any))
+            self._found.append(self._parameter(name, annotation, default, marker))
 
-
-def check_names(template: Template, parameters: Mapping[str, inspect.Parameter], place: Place) -> None:
-    """Raise `DeclarationError` unless every capture of the path has a parameter that can take it."""
-    for name, parameter in parameters.items():
-        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            raise DeclarationError(
-                f"parameter {parameter} cannot be filled from a request",
-                where=str(place),
-                fix=f"write it as an ordinary parameter, such as {name}: str",
+    def _parameter(self, name: str, annotation: Any, default: Any, marker: Marker | None) -> Parameter:
+        captured = name in self._template.names
+        if marker is None:
+            marker = (
+                Path()
+                if captured
+                else File()
+                if is_upload(annotation)
+                else Body()
+                if is_object(annotation)
+                else Query()
             )
-    for name in template.names:
-        if name not in parameters:
-            free = [other for other in parameters if other not in template.names]
-            close = difflib.get_close_matches(name, free, n=1, cutoff=0.3) or free[:1]
-            hint = f"rename one of them; did you mean <{close[0]}>?" if close else f"add a parameter {name}: str"
-            raise DeclarationError(f"route <{name}> has no parameter in the handler", where=str(place), fix=hint)
+        key = marker.alias or name
+        if isinstance(marker, Header) and marker.alias is None:
+            key = name.replace("_", "-")
+        if isinstance(marker, Path) != captured:
+            spelled = "takes it from the path" if isinstance(marker, Path) else f"says {type(marker).__name__}()"
+            raise self._mistake(
+                f"parameter {name!r} {spelled}, and the path has {'a' if captured else 'no'} <{name}>",
+                "give parameter and capture the same name, or the parameter another one",
+            )
+        return Parameter(
+            name, marker.source, key.lower() if marker.source == "header" else key, annotation, default, marker
+        )
+
+    def plan(self, returns: Any) -> Plan:
+        """Return the finished plan."""
+        by_source: dict[str, list[Parameter]] = {source: [] for source in _KIND}
+        for parameter in self._found:
+            by_source[parameter.source].append(parameter)
+        if by_source["body"] and by_source["form"]:
+            raise self._mistake(
+                f"{by_source['body'][0].name!r} wants a JSON body and {by_source['form'][0].name!r} a form",
+                "a request has one body: take all of it from the form, or from JSON",
+            )
+        query, query_models = self._texts(by_source["query"])
+        texts = []
+        if query_models:
+            texts.append(("query", query, query_models))
+            query = ()
+        for source in ("header", "cookie"):
+            if by_source[source]:
+                texts.append((source, *self._texts(by_source[source])))
+        return Plan(
+            path=tuple([(one.name, self._path_validator(one)) for one in by_source["path"]]),
+            query=query,
+            texts=tuple(texts),
+            body=self._body(by_source["body"]) if by_source["body"] else None,
+            form=self._texts(by_source["form"]) if by_source["form"] else None,
+            given=tuple(self._given),
+            needs=tuple(self._needs),
+            returns=returns,
+            parameters=tuple(self._found),
+        )
+
+    def _path_validator(self, one: Parameter) -> Validate:
+        if is_object(one.annotation) or is_list(one.annotation) or strip(one.annotation) is Request:
+            kind = getattr(one.annotation, "__name__", one.annotation)
+            raise self._mistake(
+                f"<{one.name}> is one piece of text, which never makes a {kind}",
+                f"annotate {one.name} with int, str, UUID, an Enum or the like; "
+                "rename the parameter that takes the body",
+            )
+        return text_validator(one.annotation, one.name, self._place)
+
+    def _texts(self, parameters: list[Parameter]) -> tuple[tuple[_Text, ...], tuple[_Model, ...]]:
+        texts, models = [], []
+        for one in parameters:
+            if is_object(one.annotation) and not is_list(one.annotation):
+                models.append(self._model(one))
+            else:
+                texts.append(self._text(one))
+        return tuple(texts), tuple(models)
+
+    def _text(self, one: Parameter) -> _Text:
+        if is_object(one.annotation):
+            raise self._mistake(
+                f"parameter {one.name!r} is a list of objects, which no {one.source} can carry", "take it from the body"
+            )
+        if is_upload(one.annotation) or isinstance(one.marker, File):
+            return self._file(one)
+        many = is_list(one.annotation)
+        validate = (texts_validator if many else text_validator)(one.annotation, one.name, self._place)
+        if isinstance(one.marker, Query) and one.marker.csv:
+            if not many:
+                raise self._mistake(f"Query(csv=True) of {one.name!r} wants a list", f"write {one.name}: list[int]")
+            return _Text(one.name, one.key, _split_first(validate), True, one.required)
+        return _Text(one.name, one.key, validate, many, one.required)
+
+    def _file(self, one: Parameter) -> _Text:
+        """Return the slot of an uploaded file: an `UploadFile`, or its bytes."""
+        many = is_list(one.annotation)
+        validate = adapter_of(one.annotation, one.name, self._place).validator.validate_python
+        if is_upload(one.annotation):
+            return _Text(one.name, one.key, validate, many, one.required)
+        item = strip(next(iter(get_args(strip(one.annotation))), None) if many else one.annotation)
+        if item is not bytes:
+            raise self._mistake(
+                f"parameter {one.name!r} is a file, which is an UploadFile or bytes",
+                f"write {one.name}: UploadFile, or {one.name}: Annotated[bytes, File()]",
+            )
+        return _Text(one.name, one.key, _bytes_first(validate, many), many, one.required)
+
+    def _model(self, one: Parameter) -> _Model:
+        model = strip(one.annotation)
+        if not isinstance(model, type) or not issubclass(model, BaseModel):
+            word = "TypedDict" if is_typeddict(model) else str(getattr(model, "__name__", model))
+            raise self._mistake(
+                f"parameter {one.name!r} takes {one.source} fields into {word}, which is no pydantic model",
+                "make it a BaseModel with one field for each",
+            )
+        if one.default is not _MISSING:
+            raise self._mistake(
+                f"parameter {one.name!r} is a model of {one.source} fields and has a default of its own",
+                "give its fields their defaults",
+            )
+        fields = []
+        for name, info in model.model_fields.items():
+            key = info.validation_alias if isinstance(info.validation_alias, str) else info.alias or name
+            fields.append((key, is_list(info.annotation), _all_choices(info.annotation)))
+        validate = adapter_of(one.annotation, one.name, self._place).validator.validate_python
+        if one.source == "header":
+            dashed = tuple((key.replace("_", "-").lower(), many, choices) for key, many, choices in fields)
+            back = {dashed[0]: field[0] for dashed, field in zip(dashed, fields, strict=True)}
+            return _Model(one.name, dashed, lambda data: validate({back[key]: data[key] for key in data}), False)
+        rest = model.model_config.get("extra") in ("allow", "forbid")
+        return _Model(one.name, tuple(fields), validate, rest)
+
+    def _body(self, parameters: list[Parameter]) -> _Body:
+        markers = [one.marker for one in parameters if isinstance(one.marker, Body)]
+        if any(marker.embed for marker in markers):
+            return self._embedded(parameters)
+        if len(parameters) > 1:
+            raise self._mistake(
+                f"parameters {parameters[0].name!r} and {parameters[1].name!r} both want the request body",
+                "put both into one model, or mark both with Body(embed=True) to take them from its keys",
+            )
+        [one], [marker] = parameters, markers
+        kind = strip(one.annotation)
+        adapter = adapter_of(one.annotation, one.name, self._place)
+        if kind is bytes:
+            media_type = marker.media_type or ""
+            return _Body(
+                one.name, adapter.validator.validate_python, media_type, one.required, None, media_type.encode()
+            )
+        if marker.media_type and marker.media_type.startswith("text/"):
+            media = marker.media_type.encode()
+            return _Body(one.name, _text_first(adapter), marker.media_type, one.required, None, media)
+        media_type = marker.media_type or "application/json"
+        return _Body(one.name, adapter.validator.validate_json, media_type, one.required, None, media_type.encode())
+
+    def _embedded(self, parameters: list[Parameter]) -> _Body:
+        """Return the slot of several parameters that are keys of one JSON object."""
+        for one in parameters:
+            if not isinstance(one.marker, Body) or not one.marker.embed:
+                raise self._mistake(
+                    f"parameter {one.name!r} wants the whole body, and another one a key of it",
+                    f"mark {one.name} with Body(embed=True) as well",
+                )
+            adapter_of(one.annotation, one.name, self._place)
+        fields: dict[str, Any] = {}
+        for one in parameters:
+            fields[one.key] = (one.annotation, ... if one.required else one.default)
+        model = create_model("Body", **fields)
+        validate = model.__pydantic_validator__.validate_json
+
+        def read(body: bytes) -> dict[str, Any]:
+            found: Any = validate(body)
+            return {key: getattr(found, key) for key in found.model_fields_set}
+
+        required = any(one.required for one in parameters)
+        return _Body("body", read, "application/json", required, {one.name: one.key for one in parameters})
+
+    def _mistake(self, what: str, fix: str) -> DeclarationError:
+        return DeclarationError(what, where=str(self._place), fix=fix)
 
 
-def _check_text(annotation: Any, name: str, place: Place) -> None:
-    if _is_body(annotation) or _is_list(annotation) or _strip(annotation) is Request:
+def _all_choices(annotation: Any) -> dict[str, Any]:
+    parts = get_args(strip(annotation)) if is_list(annotation) else (annotation,)
+    return {text: value for part in parts for text, value in choices_of(part).items()}
+
+
+def _split_first(validate: Validate) -> Validate:
+    return lambda texts: validate([piece for text in texts for piece in text.split(",")])
+
+
+def _text_first(adapter: TypeAdapter[Any]) -> Callable[[bytes], Any]:
+    return lambda body: adapter.validator.validate_python(body.decode())
+
+
+def _bytes_first(validate: Validate, many: bool) -> Validate:
+    def read(value: Any) -> bytes:
+        return value.file.read() if isinstance(value, UploadFile) else str(value).encode()
+
+    return (lambda values: validate([read(one) for one in values])) if many else (lambda value: validate(read(value)))
+
+
+def _check_parameter(name: str, parameter: inspect.Parameter, place: Place) -> None:
+    if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
         raise DeclarationError(
-            f"<{name}> is one piece of text, which never makes a {getattr(annotation, '__name__', annotation)}",
+            f"parameter {parameter} cannot be filled from a request",
             where=str(place),
-            fix=f"annotate {name} with int, str, UUID, an Enum or the like; rename the parameter that takes the body",
+            fix=f"write it as an ordinary parameter, such as {name}: str",
+        )
+    if isinstance(parameter.default, Marker | Depends):
+        marker = parameter.default
+        raise DeclarationError(
+            f"parameter {name!r} has {marker!r} as its default",
+            where=str(place),
+            fix=f"markers stand in the annotation: {name}: Annotated[..., {type(marker).__name__}(...)]",
         )
 
 
-def _adapter(annotation: Any, name: str, place: Place) -> TypeAdapter[Any]:
-    try:
-        adapter: TypeAdapter[Any] = TypeAdapter(annotation)
-        if not adapter.pydantic_complete:
-            adapter.rebuild(raise_errors=True)  # a NameError, as of an annotation itself, if a part is not defined yet
-        return adapter
-    except PydanticUserError as error:
-        raise DeclarationError(
-            f"parameter {name!r} has a type that pydantic cannot take: {_first_line(error)}",
-            where=str(place),
-            fix="did you mean natsweb.Request?" if "Request" in str(annotation) else _remedy(error),
-        ) from None
+def check_names(template: Template, names: Sequence[str], candidates: Sequence[str], place: Place) -> None:
+    """Raise `DeclarationError` unless every capture in `names` is among the parameters that take it.
 
-
-def _first_line(error: PydanticUserError) -> str:
-    return error.message.splitlines()[0]
-
-
-def _remedy(error: PydanticUserError) -> str:
-    if error.code == "typed-dict-version":
-        return "on Python below 3.12 import TypedDict from typing_extensions instead of typing"
-    return "use a type of the standard library, a dataclass, a TypedDict or a pydantic model"
-
-
-def _text_validator(annotation: Any, name: str, place: Place) -> Validate:
-    """Return a validator from text: a path value or one query value."""
-    validator = _adapter(annotation, name, place).validator
-    choices = _choices(annotation)
-    if not choices:
-        return validator.validate_strings
-    return lambda text: validator.validate_python(choices.get(text, text))
-
-
-def _list_validator(annotation: Any, name: str, place: Place) -> Validate:
-    """Return a validator from the texts of a repeated query parameter."""
-    validator = _adapter(annotation, name, place).validator
-    choices = {text: value for item in get_args(_strip(annotation)) for text, value in _choices(item).items()}
-    if not choices:
-        return validator.validate_python
-    return lambda texts: validator.validate_python([choices.get(text, text) for text in texts])
-
-
-def _choices(annotation: Any) -> dict[str, Any]:
-    """Return text -> value for the values of Literal and Enum types that are no text themselves."""
-    bare = _strip(annotation)
-    if get_origin(bare) in (Union, types.UnionType):
-        return {text: value for part in get_args(bare) for text, value in _choices(part).items()}
-    values: Sequence[Any] = ()
-    if get_origin(bare) is Literal:
-        values = get_args(bare)
-    elif isinstance(bare, type) and issubclass(bare, enum.Enum):
-        values = [member.value for member in bare]
-    return {str(value): value for value in values if not isinstance(value, str)}
-
-
-def _strip(annotation: Any) -> Any:
-    """Return the type below Annotated, NewType and `type X = ...`, and of `X | None`."""
-    while True:
-        if get_origin(annotation) is Annotated:
-            annotation = get_args(annotation)[0]
-        elif hasattr(annotation, "__supertype__"):
-            annotation = annotation.__supertype__
-        elif type(annotation).__name__ == "TypeAliasType":
-            annotation = annotation.__value__
-        elif get_origin(annotation) in (Union, types.UnionType):
-            some = [part for part in get_args(annotation) if part is not type(None)]
-            if len(some) != 1:
-                return annotation
-            annotation = some[0]
-        else:
-            return annotation
-
-
-def _is_list(annotation: Any) -> bool:
-    bare = _strip(annotation)
-    return (get_origin(bare) or bare) in _LISTS
-
-
-def _is_body(annotation: Any) -> bool:
-    """Tell whether a type is an object, or has objects in it: what only JSON can carry."""
-    bare = _strip(annotation)
-    origin = get_origin(bare)
-    if origin in (Union, types.UnionType) or origin in _LISTS:
-        return any(_is_body(part) for part in get_args(bare) if part is not ...)
-    kind = origin or bare
-    if not isinstance(kind, type):
-        return False
-    return issubclass(kind, (BaseModel, Mapping)) or dataclasses.is_dataclass(kind) or is_typeddict(kind)
+    `candidates` are the parameters of the handler and its dependencies.
+    """
+    for name in names:
+        if name not in candidates:
+            free = [other for other in candidates if other not in template.names]
+            close = difflib.get_close_matches(name, free, n=1, cutoff=0.3) or free[:1]
+            hint = f"rename one of them; did you mean <{close[0]}>?" if close else f"add a parameter {name}: str"
+            raise DeclarationError(f"route <{name}> has no parameter in the handler", where=str(place), fix=hint)

@@ -4,18 +4,22 @@
 the return annotation, once. The only place that knows the shape of a problem. Knows no requests and no wire.
 """
 
+import abc
 from collections.abc import Callable
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin
+from urllib.parse import quote
 
 from pydantic import BaseModel, Field, TypeAdapter
 from pydantic_core import to_json
 
 from natsweb.errors import FieldError, HTTPError
-from natsweb.headers import Headers
-from natsweb.messages import NotExecuted, Response
+from natsweb.headers import Headers, HeaderSource
+from natsweb.messages import Call, NotExecuted, Request, Response
 
-__all__ = ["Problem", "ToResponse", "compile_reply", "problem"]
+__all__ = ["Created", "Deferred", "Problem", "Reply", "ToResponse", "body_of", "compile_reply", "problem", "redirect"]
+
+T = TypeVar("T")
 
 _JSON = Headers({"content-type": "application/json"})
 _TEXT = Headers({"content-type": "text/plain; charset=utf-8"})
@@ -25,7 +29,7 @@ _PROBLEM = Headers({"content-type": "application/problem+json"})
 _NONE = Headers()
 
 #: From a handler's return value to its response.
-ToResponse = Callable[[Any], Response]
+ToResponse = Callable[[Any], "Response | Deferred"]
 
 
 class Problem(BaseModel):
@@ -59,6 +63,59 @@ def problem(error: HTTPError, *, executed: bool = True) -> Response:
     )
 
 
+class Deferred(abc.ABC):
+    """A return value that becomes a response when the request is known, and with I/O: a file, for example."""
+
+    @abc.abstractmethod
+    async def render(self, call: Call | Request) -> Response:
+        """Return the response; raises `HTTPError` for an answer that is an error."""
+
+
+class Reply(Generic[T]):
+    """A typed answer with its own status and headers: `-> Reply[Order]`, `return Reply(order, status=202)`.
+
+    The body goes through the same validation and JSON as a bare one. `status` None is the route's.
+    """
+
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(self, body: T, *, status: int | None = None, headers: HeaderSource = ()) -> None:
+        if status is not None and not 200 <= status <= 599:
+            raise ValueError(f"a reply cannot have status {status}; use 200 to 599")
+        self.body = body
+        self.status = status
+        self.headers = Headers(headers)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.body!r}, status={self.status})"
+
+
+class Created(Reply[T]):
+    """201 with the new thing: `return Created(order, location=svc.url_for("show", id=order.id))`."""
+
+    __slots__ = ()
+
+    def __init__(self, body: T, *, location: str | None = None, headers: HeaderSource = ()) -> None:
+        super().__init__(body, status=201, headers=headers)
+        if location is not None:
+            self.headers = self.headers.without("location") + {"location": quote_location(location)}
+
+
+def redirect(location: str, *, status: int = 307) -> Response:
+    """Return a redirect: 307 (same method), 303 (see other, with GET), 308 or 301 (for good), 302.
+
+    `location` is a URL or path, quoted where it has to be. Raises `ValueError` for another status.
+    """
+    if status not in (301, 302, 303, 307, 308):
+        raise ValueError(f"{status} is no redirect; use 307, 303, 308, 301 or 302")
+    return Response(status=status, headers={"location": quote_location(location)})
+
+
+def quote_location(location: str) -> str:
+    """Return a URL in printable ASCII; what is escaped already stays as it is."""
+    return quote(location, safe=":/%#?=@[]!$&'()*+,;")
+
+
 def compile_reply(annotation: Any, status: int | None) -> ToResponse:
     """Return the function that turns a handler's return value into its response.
 
@@ -66,17 +123,22 @@ def compile_reply(annotation: Any, status: int | None) -> ToResponse:
     for 200 and, where nothing is returned, 204. Raises `PydanticUserError` for a type that pydantic
     cannot take, `NameError` for one with a part that is not defined yet.
     """
+    annotation = body_of(annotation)
     validate, to_bytes = _compile_json(annotation)
     as_they_are = _as_they_are(annotation)
     some, none = status or 200, status or 204
 
     model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
-    def to_response(value: Any) -> Response:
-        if type(value) is model and model is not Response:  # an instance of the very model is not validated again
+    def to_response(value: Any) -> Response | Deferred:
+        if type(value) is model:  # an instance of the very model is not validated again
             return Response.trusted(some, _JSON, to_bytes(value, by_alias=True))
         if isinstance(value, Response):
             return value if not value.body or "content-type" in value.headers else value.with_headers(_OCTETS)
+        if isinstance(value, Reply):
+            return _replied(value, to_response(value.body))
+        if isinstance(value, Deferred):
+            return value
         if validate is not None:
             value = validate(value)
         kind = type(value)
@@ -91,10 +153,40 @@ def compile_reply(annotation: Any, status: int | None) -> ToResponse:
     return to_response
 
 
+def _replied(reply: "Reply[Any]", response: Response | Deferred) -> Response:
+    """Return the response of a reply's body with the reply's own status and headers."""
+    if isinstance(response, Deferred):
+        raise TypeError(f"{response!r} has its own status and headers; return it without Reply")
+    own = response.headers.without(*[name for name, _ in reply.headers]) + reply.headers
+    return response.model_copy(update={"headers": own, "status": reply.status or response.status})
+
+
+class _Nothing:
+    """Stands for a return annotation that leaves nothing for JSON: only responses."""
+
+
+def body_of(annotation: Any) -> Any:
+    """Return what a return annotation says of the body: `Order` for `Reply[Order] | Response`.
+
+    An annotation that allows responses only gives a class that no value fits.
+    """
+    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    bodies = []
+    for part in parts:
+        kind = get_origin(part) or part
+        if isinstance(kind, type) and issubclass(kind, Response | Deferred):
+            continue
+        is_reply = isinstance(kind, type) and issubclass(kind, Reply)
+        bodies.append(body_of((get_args(part) or (Any,))[0]) if is_reply else part)
+    return Union[tuple(bodies)] if bodies else _Nothing  # noqa: UP007
+
+
 def _compile_json(annotation: Any) -> tuple[Callable[[Any], Any] | None, Callable[..., bytes]]:
     """Return a validator and a serialiser to JSON bytes."""
     if annotation is Any:
         return None, to_json
+    if annotation is _Nothing:
+        return _refuse, to_json
     adapter: TypeAdapter[Any] = TypeAdapter(annotation)
     if not adapter.pydantic_complete:
         adapter.rebuild(raise_errors=True)
@@ -102,6 +194,10 @@ def _compile_json(annotation: Any) -> tuple[Callable[[Any], Any] | None, Callabl
     if annotation in (str, bytes):
         return lambda value: validate(value, strict=True), to_bytes
     return validate, to_bytes
+
+
+def _refuse(value: Any) -> Any:
+    raise TypeError(f"the handler is annotated to return a Response, and returned {type(value).__name__}")
 
 
 def _as_they_are(annotation: Any) -> frozenset[type]:

@@ -1,4 +1,4 @@
-"""The one router of a service: tokens and method in, endpoint and captures out.
+"""The one matcher of a service: tokens and method in, endpoint and captures out.
 
 A tree of tokens. At every position a literal is tried before a capture and a capture before a tail, so the
 most specific template that has the method wins, whatever the order of declaration. 404 and 405 fall out of
@@ -13,7 +13,7 @@ from natsweb.errors import BadPath, DeclarationError, MethodNotAllowed, NoRoute
 from natsweb.paths import Capture, Literal, Tail, Template
 from natsweb.subjects import decode_token
 
-__all__ = ["Endpoint", "Match", "Options", "Redirect", "Router"]
+__all__ = ["Endpoint", "Match", "Matcher", "Options", "Redirect"]
 
 
 class Endpoint(Protocol):
@@ -61,7 +61,7 @@ class _Node(Generic[E]):
         self.tails: dict[str, E] = {}
 
 
-class Router(Generic[E]):
+class Matcher(Generic[E]):
     """Routes of one service."""
 
     def __init__(self) -> None:

@@ -1,97 +1,128 @@
 """`Service`: typed handlers declared with decorators, behind one router.
 
-Declaring compiles: path, signature and return type of a handler are checked when its decorator runs. Serving
-looks up: route, bind, call, turn the value into a response; whatever goes wrong becomes an error response. The
-service knows no NATS and no HTTP server: `handle` is all that the worker, a test or an ASGI door needs.
+Declaring compiles: path, signature, dependencies and return type of a handler are checked when its decorator runs.
+Serving looks up: route, bind, call, turn the value into a response; whatever goes wrong becomes an error response,
+on the spot, so that middleware sees it like any other. The service knows no NATS and no HTTP server: `handle` is all
+that the worker, a test or an ASGI door needs.
 """
 
 import asyncio
-import contextvars
+import contextlib
 import functools
 import importlib
 import inspect
 import logging
 import os
 import re
-import sys
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import FrameType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Generic, Self, cast
 
 from pydantic import PydanticUserError
+from typing_extensions import TypeVar
 
-from natsweb.binding import Place, Plan, check_names, compile_plan, resolve_hints
+from natsweb.annotations import Place, line_of, name_of, resolve_hints
+from natsweb.binding import check_names
 from natsweb.errors import DeclarationError, HandlerFailed, HTTPError, SettingsError
-from natsweb.messages import Call, Request, Response
+from natsweb.lifespans import Lifespan
+from natsweb.messages import Call, NotExecuted, Request, Response
+from natsweb.middleware import Middleware, pass_through
+from natsweb.params import Depends
 from natsweb.paths import Template
-from natsweb.replies import ToResponse, compile_reply, problem
-from natsweb.routing import Match, Options, Router
+from natsweb.replies import Deferred, ToResponse, compile_reply, problem
+from natsweb.routers import Declared, OnError, RouteOptions, Router, caller_line
+from natsweb.routing import Match, Matcher, Options
+from natsweb.scopes import Recipe, RequestScope, compile_recipe, identity_of
 from natsweb.subjects import check_root, minimal_cover
+from natsweb.threads import Threads
 
 __all__ = ["Route", "Service"]
 
-P = ParamSpec("P")
-R = TypeVar("R")
+S = TypeVar("S", default=Any)
+L = TypeVar("L", bound=Callable[..., AsyncIterator[Any]])
 
 logger = logging.getLogger("natsweb.service")
-
-_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 @dataclass(slots=True)
 class Route:
-    """One declared handler: its template, methods and the function itself.
-
-    `frame` is where it was declared, kept until all names in its annotations are found.
-    """
+    """One handler of a service: its template, methods, function, and what was compiled from them."""
 
     template: Template
-    methods: tuple[str, ...]
-    function: Callable[..., Any]
-    status: int | None
-    where: Place
-    frame: FrameType | None
-    is_async: bool = False
-    plan: Plan | None = None
+    declared: Declared
+    is_async: bool
+    recipe: Recipe | None = None
     to_response: ToResponse | None = None
+    middleware: tuple[Middleware, ...] = ()
+    on_error: Mapping[type[Exception], OnError] | None = None
+    is_plain: bool = False
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that it answers."""
+        return self.declared.methods
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The handler."""
+        return self.declared.function
+
+    @property
+    def where(self) -> Place:
+        """Where it was declared."""
+        return self.declared.where
 
     @property
     def place(self) -> str:
-        """Where the handler was declared, for messages."""
-        return f"{self.where.line} {self.function.__name__}"
+        """Where it was declared, for messages."""
+        return f"{self.where.line} {self.name}"
 
-    def compile(self) -> None:
-        """Compile plan and reply, once.
+    @property
+    def options(self) -> RouteOptions:
+        """What its decorator says besides the path."""
+        return self.declared.options
 
-        Raises `NameError` for an annotation that names something unknown, `DeclarationError` for one that cannot work.
-        """
-        if self.plan is not None:
-            return
-        hints = resolve_hints(self.function, {} if self.frame is None else self.frame.f_locals)
-        plan = compile_plan(self.function, hints, self.template, self.where)
-        try:
-            self.to_response = compile_reply(plan.returns, self.status)
-        except PydanticUserError as error:
-            raise DeclarationError(
-                f"the return type is none that pydantic can take: {error.message.splitlines()[0]}",
-                where=str(self.where),
-                fix="return a model, a dataclass, a TypedDict, a standard type, or a Response",
-            ) from None
-        self.plan = plan
-        self.frame = None
+    @property
+    def name(self) -> str:
+        """What `url_for` knows it by."""
+        return self.options.get("name") or name_of(self.function)
+
+    @property
+    def tags(self) -> list[str]:
+        """The tags of all its routers, and its own."""
+        found = [tag for router in self.declared.routers for tag in router.tags]
+        return list(dict.fromkeys([*found, *self.options.get("tags", ())]))
+
+    @property
+    def summary(self) -> str:
+        """One line about it: its own, or the first paragraph of the docstring."""
+        return self.options.get("summary") or _paragraphs(self.function)[0]
+
+    @property
+    def description(self) -> str:
+        """More about it: its own, or the docstring after the first paragraph."""
+        return self.options.get("description") or _paragraphs(self.function)[1]
+
+    @property
+    def guards(self) -> list[Depends]:
+        """The dependencies that are called for their effect, the outermost router's first."""
+        found = [one for router in self.declared.routers for one in router.depends]
+        return [*found, *self.options.get("depends", ())]
 
 
-class Service:
+class Service(Router, Generic[S]):
     """A set of typed HTTP handlers that is served over NATS.
 
     `name` is the service's name in NATS (letters, digits, `-`, `_`), `version` its SemVer, `root` the subject
     that stands for `/`, `queue` the queue group that its instances share (default: the name), `threads` how
-    many plain `def` handlers run at once (default: 5 per core, 32 at most).
+    many plain `def` handlers run at once (default: 5 per core, 32 at most). `tags`, `depends` and `middleware` are
+    those of a `Router`. `start_timeout` is how many seconds the lifespan may take to start. `Service[State]` is one
+    whose lifespan yields a `State`.
 
     Raises `DeclarationError` for a name or version that NATS micro services do not allow (ADR-32).
     """
+
+    _word = "svc"
 
     def __init__(
         self,
@@ -102,36 +133,45 @@ class Service:
         queue: str | None = None,
         description: str = "",
         threads: int | None = None,
+        tags: Sequence[str] = (),
+        depends: Sequence[Depends] = (),
+        middleware: Sequence[Middleware] = (),
+        start_timeout: float = 60.0,
     ) -> None:
         if not name or not all(char.isascii() and (char.isalnum() or char in "-_") for char in name):
             raise DeclarationError(
                 f"{name!r} cannot be the name of a service",
-                where=_caller_line(2),
+                where=caller_line(2),
                 fix="use letters, digits, '-' and '_', such as Service(\"orders\")",
             )
         if not _is_semver(version):
             raise DeclarationError(
-                f"{version!r} is not a semantic version", where=_caller_line(2), fix='write it as "1.2.3"'
+                f"{version!r} is not a semantic version", where=caller_line(2), fix='write it as "1.2.3"'
             )
-        self.name = name
-        self.version = version
         if queue is not None and not re.fullmatch(r"[A-Za-z0-9._-]+", queue):
             raise DeclarationError(
                 f"{queue!r} cannot be a queue group",
-                where=_caller_line(2),
+                where=caller_line(2),
                 fix="use letters, digits, '.', '-' and '_', or leave it out: it is the service's name then",
             )
         if threads is not None and threads < 1:
-            raise DeclarationError("a service needs one thread at least", where=_caller_line(2), fix="threads=1")
+            raise DeclarationError("a service needs one thread at least", where=caller_line(2), fix="threads=1")
         try:
             self.root = check_root(root)
         except SettingsError as error:
-            raise DeclarationError(error.what, where=_caller_line(2), fix=error.fix) from None
+            raise DeclarationError(error.what, where=caller_line(2), fix=error.fix) from None
+        super().__init__(tags=tags, depends=depends, middleware=middleware)
+        self.name = name
+        self.version = version
         self.queue = queue or name
         self.description = description
-        self.threads = threads or min(32, 5 * (os.cpu_count() or 1))
-        self._router: Router[Route] = Router()
-        self._pool: ThreadPoolExecutor | None = None
+        self.start_timeout = start_timeout
+        self._matcher: Matcher[Route] = Matcher()
+        self._compiled = False
+        self._overrides: dict[Any, Callable[..., Any]] = {}
+        self._threads = Threads(threads or min(32, 5 * (os.cpu_count() or 1)), name)
+        self._lifespan = Lifespan(name, self._threads)
+        self._services: dict[type, Any] = {Service: self}
 
     def __repr__(self) -> str:
         return f"<Service {self.name} {self.version}: {len(self.routes)} routes below {self.root}>"
@@ -140,185 +180,338 @@ class Service:
 
     @property
     def routes(self) -> list[Route]:
-        """All declared routes, in the order of their declaration."""
-        return list(self._router.endpoints)
+        """All routes, those of included routers as well, in the order of their declaration."""
+        return list(self._matcher.endpoints)
 
-    def get(self, path: str, *, status: int | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
-        """Declare a handler for GET (and HEAD, unless that has its own)."""
-        return self._decorator("get", path, ("GET",), status)
+    @property
+    def threads(self) -> int:
+        """How many plain `def` handlers run at once."""
+        return self._threads.workers
 
-    def post(self, path: str, *, status: int | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
-        """Declare a handler for POST."""
-        return self._decorator("post", path, ("POST",), status)
+    @threads.setter
+    def threads(self, workers: int) -> None:
+        self._threads.workers = workers
 
-    def put(self, path: str, *, status: int | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
-        """Declare a handler for PUT."""
-        return self._decorator("put", path, ("PUT",), status)
-
-    def patch(self, path: str, *, status: int | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
-        """Declare a handler for PATCH."""
-        return self._decorator("patch", path, ("PATCH",), status)
-
-    def delete(self, path: str, *, status: int | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
-        """Declare a handler for DELETE."""
-        return self._decorator("delete", path, ("DELETE",), status)
-
-    def head(self, path: str, *, status: int | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
-        """Declare a handler for HEAD; without one, GET's answers."""
-        return self._decorator("head", path, ("HEAD",), status)
-
-    def options(self, path: str, *, status: int | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
-        """Declare a handler for OPTIONS; without one, the service answers with `Allow`."""
-        return self._decorator("options", path, ("OPTIONS",), status)
-
-    def route(
-        self, path: str, *, methods: Iterable[str], status: int | None = None
-    ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-        """Declare a handler for several methods."""
-        if isinstance(methods, str):
-            methods = [methods]
-        return self._decorator("route", path, tuple(method.upper() for method in methods), status)
-
-    def _decorator(
-        self, word: str, path: str, methods: tuple[str, ...], status: int | None
-    ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-        frame = sys._getframe(2)
-        if not isinstance(path, str):
-            raise DeclarationError(
-                f"@svc.{word} has no path", where=_caller_line(3), fix=f'write @svc.{word}("/...") above the handler'
-            )
-        line = f"{_short(frame.f_code.co_filename)}:{frame.f_lineno}"
-
-        def declare(function: Callable[P, R]) -> Callable[P, R]:
-            signature = _signature(function) if inspect.isroutine(function) else repr(function)
-            where = Place(line, f'@svc.{word}("{path}")', signature)
-            self._declare(path, methods, function, status, where, frame)
-            return function
-
-        return declare
-
-    def _declare(
-        self,
-        path: str,
-        methods: tuple[str, ...],
-        function: Callable[..., Any],
-        status: int | None,
-        where: Place,
-        frame: FrameType,
-    ) -> None:
-        if not inspect.isroutine(function):
-            raise DeclarationError(
-                f"a handler is a function, and this is a {type(function).__name__}",
-                where=where.line,
-                fix="wrap it: async def show(...): return await it(...)",
-            )
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise DeclarationError(
-                "a handler cannot yield its answer", where=str(where), fix="return the whole answer, such as a list"
-            )
-        if unknown := [method for method in methods if method not in _METHODS]:
-            raise DeclarationError(
-                f"{unknown[0]!r} is not a method that a route can take",
-                where=str(where),
-                fix=f"use one or more of {', '.join(_METHODS)}",
-            )
-        if status is not None and not 200 <= status <= 599:
-            raise DeclarationError(f"a reply cannot have status {status}", where=str(where), fix="use 200 to 599")
+    def _declare(self, declared: Declared) -> None:
+        super()._declare(declared)
+        declared = self._declared[-1]
         try:
-            template = Template.parse(path)
+            template = Template.parse(declared.path)
         except DeclarationError as error:
-            raise DeclarationError(error.what, where=str(where), fix=error.fix) from None
-        check_names(template, inspect.signature(function).parameters, where)
-        route = Route(template, methods, function, status, where, frame, inspect.iscoroutinefunction(function))
+            raise DeclarationError(error.what, where=str(declared.where), fix=error.fix) from None
+        route = Route(template, declared, inspect.iscoroutinefunction(declared.function))
         try:
-            route.compile()
+            self._compile(route)
         except NameError:
             pass  # a name that is defined further down: `compile` tries again when the module is whole
-        self._router.add(route)
+        self._matcher.add(route)
+        self._compiled = False
 
     def compile(self) -> None:
         """Finish what the decorators could not, since a type was not defined yet.
 
         Raises `DeclarationError` that names the type which is still missing.
         """
-        for route in self._router.endpoints:
+        for route in self._matcher.endpoints:
             try:
-                route.compile()
+                self._compile(route)
             except NameError as error:
                 raise DeclarationError(
                     f"the annotation {error.name!r} names nothing",
                     where=str(route.where),
                     fix=f"import or define {error.name} in that module, not under TYPE_CHECKING",
                 ) from None
+            routers = route.declared.routers
+            route.middleware = tuple([one for router in routers[1:] for one in router._middleware])
+            route.on_error = {kind: one for router in routers for kind, one in router._on_error.items()}
+            assert route.recipe is not None
+            route.is_plain = route.recipe.is_plain and not route.middleware
+        self._compiled = True
+
+    def _compile(self, route: Route) -> None:
+        """Compile a route's recipe and reply, once.
+
+        Raises `NameError` for an annotation that names something unknown, `DeclarationError` for one that cannot work.
+        """
+        if route.recipe is not None:
+            return
+        declared = route.declared
+        names = {name: value for frame in declared.frames for name, value in frame.f_locals.items()}
+        hints = resolve_hints(route.function, names)
+        needs = _Needs(route.guards, self._overrides)
+        recipe = compile_recipe(route.function, hints, names, route.template, route.where, needs)
+        takers = [*inspect.signature(route.function).parameters]
+        takers += [one.name for step in recipe.steps for one in step.plan.parameters]
+        check_names(route.template, declared.own, takers, route.where)
+        try:
+            route.to_response = compile_reply(recipe.plan.returns, declared.options.get("status"))
+        except PydanticUserError as error:
+            raise DeclarationError(
+                f"the return type is none that pydantic can take: {error.message.splitlines()[0]}",
+                where=str(route.where),
+                fix="return a model, a dataclass, a TypedDict, a standard type, or a Response",
+            ) from None
+        route.recipe = recipe
 
     def patterns(self, root: str | None = None) -> list[str]:
         """Return the minimal cover of the routes' subject patterns below `root` (default: the service's own)."""
         base = self.root if root is None else check_root(root)
-        return minimal_cover(route.template.pattern(base) for route in self._router.endpoints)
+        return minimal_cover(route.template.pattern(base) for route in self._matcher.endpoints)
+
+    def url_for(self, name: str, /, **values: object) -> str:
+        """Return the path of the route called `name` with its captures filled in; query parameters may be given, too.
+
+        `svc.url_for("show", id=7)` is `"/orders/7"`. Raises `DeclarationError` for an unknown or ambiguous name, and
+        for values that do not fit the route.
+        """
+        found = [route for route in self._matcher.endpoints if route.name == name]
+        if len(found) != 1:
+            raise DeclarationError(
+                f"{len(found) or 'no'} routes are called {name!r}",
+                where=[route.place for route in found] or caller_line(2),
+                fix="give one of them name=" if found else f"known: {', '.join(r.name for r in self.routes) or 'none'}",
+            )
+        [route] = found
+        self._compile(route)
+        assert route.recipe is not None
+        query = {one.name: one.key for one in route.recipe.plan.parameters if one.source == "query"}
+        captures = route.template.names
+        if wrong := [one for one in captures if one not in values] + [
+            one for one in values if one not in captures and one not in query
+        ]:
+            raise DeclarationError(
+                f"url_for({name!r}) and {wrong[0]!r} do not fit {route.template}",
+                where=[caller_line(2), route.place],
+                fix=f"it takes {', '.join([*captures, *query]) or 'no values'}",
+            )
+        return route.template.url(
+            {one: values[one] for one in captures}, {query[one]: values[one] for one in values if one not in captures}
+        )
+
+    # ── starting and stopping ──
+
+    def lifespan(self, function: L) -> L:
+        """Declare what runs around the service: `async def life(svc): ...; yield State(...); ...`.
+
+        Several run in the order of their declaration, and end in the reverse order. One of them may yield
+        a value, which is `svc.state` from then on.
+        """
+        self._lifespan.add(function)
+        return function
+
+    @property
+    def state(self) -> S:
+        """What the lifespan has yielded; raises `StartError` while the service is not running."""
+        return cast(S, self._lifespan.state)
+
+    async def start(self) -> None:
+        """Run the lifespans up to their `yield`, and make the dependencies that live as long as the service.
+
+        Raises `StartError` for whatever goes wrong in there, and if it takes longer than `start_timeout` seconds.
+        """
+        self.compile()
+        recipes = [route.recipe for route in self._matcher.endpoints if route.recipe is not None]
+        await self._lifespan.start(self, self._services, recipes, timeout=self.start_timeout)
+
+    async def stop(self) -> None:
+        """Clean up what `start` has made, the newest first, and let go of the threads; errors are logged."""
+        await self._lifespan.stop()
+        self._threads.close()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    @contextlib.contextmanager
+    def override(self, dependency: Callable[..., Any], replacement: Callable[..., Any]) -> Iterator[None]:
+        """Let `replacement` stand in for `dependency` inside a `with` block: for tests.
+
+        Raises `DeclarationError` if no route depends on it, and for one of scope `"app"` while the service runs.
+        """
+        key = identity_of(dependency)
+        self.compile()
+        recipes = [route.recipe for route in self._matcher.endpoints if route.recipe is not None]
+        steps = [step for recipe in recipes for step in recipe.steps if step.key[0] == key]
+        if not steps:
+            raise DeclarationError(
+                f"no route depends on {name_of(dependency)}",
+                where=line_of(dependency),
+                fix="override the very function that stands in Depends(...)",
+            )
+        if self._lifespan.is_running and any(step.scope == "app" for step in steps):
+            raise DeclarationError(
+                f"{name_of(dependency)} lives as long as the service, which is running",
+                where=line_of(dependency),
+                fix="override it before the service starts",
+            )
+        before = dict(self._overrides)
+        self._overrides[key] = replacement
+        self._forget()
+        try:
+            yield
+        finally:
+            self._overrides.clear()
+            self._overrides.update(before)
+            self._forget()
+
+    def _forget(self) -> None:
+        for route in self._matcher.endpoints:
+            route.recipe = None
+        self._compiled = False
 
     # ── serving ──
 
-    async def handle(self, call: Call | Request) -> Response:
+    def handle(self, call: Call | Request) -> Coroutine[Any, Any, Response]:
         """Answer one request; errors are responses (problem+json), the traceback of a failing handler is logged.
 
-        The one thing that gets out is `asyncio.CancelledError`, of whoever cancels this call.
+        Whoever passes a `Call` closes its `after` when the reply has gone; with a `Request` that is done before
+        this returns. The one thing that gets out is `asyncio.CancelledError`, of whoever cancels this call.
         """
+        if type(call) is Call:
+            return self._behind_middleware(call.request(), call) if self._middleware else self._dispatch(call, call)
+        return self._complete(call.request())
+
+    async def _complete(self, request: Request) -> Response:
+        owner = Call(request.method, [])
         try:
-            found = self._router.find(call.method, call.tokens)
-        except HTTPError as error:
-            return problem(error, executed=not error.retry)
-        if not isinstance(found, Match):
-            return _redirect_or_options(found, call)
-        route, params = found
+            return await self._behind_middleware(request, owner)
+        finally:
+            if owner.after is not None:
+                await owner.after.close()
+
+    async def _behind_middleware(self, request: Request, owner: Call) -> Response:
+        def endpoint(request: Request) -> Coroutine[Any, Any, Response]:
+            return self._dispatch(request, owner)
+
+        def caught(error: BaseException, request: Request) -> Coroutine[Any, Any, Response]:
+            return self._caught(error, request, None)
+
+        return await pass_through(request, self._middleware, endpoint, caught)
+
+    async def _dispatch(self, call: Call | Request, owner: Call) -> Response:
+        """Find the route of a request and answer it; what is left to do after the reply goes to `owner.after`."""
+        route = None
         try:
-            plan, to_response = route.plan, route.to_response
-            if plan is None or to_response is None:
+            if not self._compiled:
                 self.compile()
-                return await self.handle(call)
-            if plan.request is not None:
-                if isinstance(call, Call):
-                    call.params = params
-                else:
-                    call = call.model_copy(update={"params": params})
+            found = self._matcher.find(call.method, call.tokens)
+            if not isinstance(found, Match):
+                return _redirect_or_options(found, call)
+            route, params = found
+            recipe, to_response = route.recipe, route.to_response
+            assert recipe is not None
+            assert to_response is not None
+            plan = recipe.plan
+            if not route.is_plain:
+                return await self._around(route, call, params, owner)
+            if plan.given:
+                call = _with_params(call, params)
             arguments = plan.bind(call, params)
             if route.is_async:
-                return to_response(await route.function(**arguments))
-            return to_response(await self._in_thread(functools.partial(route.function, **arguments)))
+                response = to_response(await route.function(**arguments))
+            else:
+                response = to_response(await self._threads.run(functools.partial(route.function, **arguments)))
+            return response if isinstance(response, Response) else await response.render(call)
         except BaseException as error:  # SystemExit and KeyboardInterrupt of one handler must not stop all others
-            return self._failed(error, f"{call.method} {route.template} failed ({route.place})")
+            return await self._caught(error, call, route)
 
-    @staticmethod
-    def _failed(error: BaseException, words: str) -> Response:
-        """Return the response of what a handler raised; raises it if it is the caller's own cancellation."""
+    async def _around(self, route: Route, call: Call | Request, params: dict[str, str], owner: Call) -> Response:
+        """Answer on a route that has more than a plan: middleware of routers, dependencies, forms."""
+        call = _with_params(call, params)
+        if not route.middleware:
+            return await self._execute(route, call, owner)
+
+        async def endpoint(request: Request) -> Response:
+            try:
+                return await self._execute(route, request, owner)
+            except BaseException as error:
+                return await self._caught(error, request, route)
+
+        def caught(error: BaseException, request: Request) -> Coroutine[Any, Any, Response]:
+            return self._caught(error, request, route)
+
+        return await pass_through(call.request(), route.middleware, endpoint, caught)
+
+    async def _execute(self, route: Route, call: Call | Request, owner: Call) -> Response:
+        """Make the dependencies, call the handler, and clean up what ends with it."""
+        recipe, to_response = route.recipe, route.to_response
+        assert recipe is not None
+        assert to_response is not None
+        scope = owner.after
+        if not isinstance(scope, RequestScope):
+            scope = owner.after = RequestScope(self._threads)
+        response: Response | Deferred | None = None
+        failure: BaseException | None = None
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                try:
+                    arguments = await recipe.arguments(
+                        call, call.params, scope, stack, self._lifespan.scope, self._services
+                    )
+                    if route.is_async:
+                        response = to_response(await route.function(**arguments))
+                    else:
+                        response = to_response(await self._threads.run(functools.partial(route.function, **arguments)))
+                    if not isinstance(response, Response):
+                        response = await response.render(call)
+                except BaseException as error:
+                    failure, response = error, None
+                    raise
+            if response is None:
+                raise failure or RuntimeError("the handler gave no response")  # a dependency has swallowed the error
+        except BaseException as error:
+            scope.error = error
+            raise
+        scope.error = None
+        return response
+
+    async def _caught(self, error: BaseException, call: Call | Request, route: Route | None) -> Response:
+        """Return the response of what was raised; raises it if it is the caller's own cancellation.
+
+        `route` is None for an error of routing or of the service's own middleware.
+        """
         task = asyncio.current_task()
         if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
             raise error
-        if isinstance(error, HTTPError):
-            try:
-                return problem(error)
-            except Exception:
-                logger.exception("%s: its error cannot be sent", words)
+        executed = route is not None or not isinstance(error, HTTPError) or not error.retry
+        handlers = self._on_error if route is None or route.on_error is None else route.on_error
+        try:
+            handler = _handler_of(error, handlers)
+            if handler is not None:
+                response = await self._respond(handler, error, call)
+                return response if executed else NotExecuted.trusted(response.status, response.headers, response.body)
+        except Exception as raised:
+            error = raised
+        return self._problem(error, executed, call, route)
+
+    async def _respond(self, handler: OnError, error: BaseException, call: Call | Request) -> Response:
+        """Return what an error handler answers; raises what it raises, or returns, as an error."""
+        if inspect.iscoroutinefunction(handler):
+            answer = await handler(call.request(), error)
         else:
-            logger.error(words, exc_info=error)
+            answer = await self._threads.run(functools.partial(handler, call.request(), error))
+        if isinstance(answer, HTTPError):
+            raise answer from error
+        if not isinstance(answer, Response):
+            raise TypeError(f"error handler {name_of(handler)} returned {type(answer).__name__}, not a Response")
+        return answer
+
+    @staticmethod
+    def _problem(error: BaseException, executed: bool, call: Call | Request, route: Route | None) -> Response:
+        """Return the problem+json of an error; what is no answer is logged, and is a 500."""
+        if isinstance(error, HTTPError):
+            with contextlib.suppress(Exception):
+                return problem(error, executed=executed)
+        words = f"{call.method} {call.raw_path}" if route is None else f"{call.method} {route.template}"
+        logger.error("%s failed (%s)", words, "middleware" if route is None else route.place, exc_info=error)
         return problem(HandlerFailed("the handler failed; the service's log says why"))
 
-    async def _in_thread(self, call: Callable[[], Any]) -> Any:
-        """Run a plain function in the service's bounded pool, with the caller's context variables."""
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix=f"natsweb-{self.name}")
-        context = contextvars.copy_context()
-        value, error = await asyncio.get_running_loop().run_in_executor(
-            self._pool, lambda: context.run(lambda: _outcome(call))
-        )
-        if error is not None:
-            raise error
-        return await value if inspect.isawaitable(value) else value
-
     def close(self) -> None:
-        """Let go of the thread pool; what has not started in it is dropped."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = None
+        """Let go of the threads; what has not started in them is dropped."""
+        self._threads.close()
 
     def run(self, *, nats: str | None = None, root: str | None = None) -> None:
         """Serve until SIGTERM or Ctrl-C: what `natsweb run` does with this service.
@@ -329,12 +522,36 @@ class Service:
         importlib.import_module("natsweb.cli.run").serve_here([self], nats=nats, root=root)
 
 
-def _outcome(call: Callable[[], Any]) -> tuple[Any, BaseException | None]:
-    """Return what a call gives and what it raises: a future carries neither StopIteration nor SystemExit."""
-    try:
-        return call(), None
-    except BaseException as error:
-        return None, error
+@dataclass(frozen=True, slots=True)
+class _Needs:
+    """What the recipe of a route is compiled with."""
+
+    guards: Sequence[Depends]
+    overrides: Mapping[Any, Callable[..., Any]]
+    services: Sequence[type] = (Service,)
+
+
+def _handler_of(error: BaseException, handlers: Mapping[type[Exception], OnError]) -> OnError | None:
+    """Return the handler of the most specific class; an `HTTPError` is an answer, so `Exception` is not its class."""
+    for kind in type(error).__mro__:
+        if kind in handlers:
+            return handlers[kind]
+        if kind is HTTPError:
+            return None
+    return None
+
+
+def _with_params(call: Call | Request, params: dict[str, str]) -> Call | Request:
+    if isinstance(call, Call):
+        call.params = params
+        return call
+    return call.model_copy(update={"params": params})
+
+
+def _paragraphs(function: Callable[..., Any]) -> tuple[str, str]:
+    """Return the first paragraph of a docstring as one line, and the rest."""
+    first, _, rest = (inspect.getdoc(function) or "").partition("\n\n")
+    return " ".join(first.split()), rest.strip()
 
 
 def _redirect_or_options(found: Any, call: Call | Request) -> Response:
@@ -343,25 +560,6 @@ def _redirect_or_options(found: Any, call: Call | Request) -> Response:
     # Relative, so that it holds behind any prefix, and can never be taken for `//another.host`.
     location = f"../{found.tokens[-1]}" + (f"?{call.query}" if call.query else "")
     return Response(status=308, headers={"location": location, "cache-control": "no-store"})
-
-
-# ── places ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def _short(filename: str) -> str:
-    relative = os.path.relpath(filename)
-    return filename if relative.startswith("..") else relative
-
-
-def _caller_line(depth: int) -> str:
-    frame = sys._getframe(depth)
-    return f"{_short(frame.f_code.co_filename)}:{frame.f_lineno}"
-
-
-def _signature(function: Callable[..., Any]) -> str:
-    word = "async def" if inspect.iscoroutinefunction(function) else "def"
-    arguments = ", ".join(str(parameter) for parameter in inspect.signature(function).parameters.values())
-    return f"{word} {function.__name__}({arguments})"
 
 
 def _is_semver(version: str) -> bool:

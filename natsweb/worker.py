@@ -2,7 +2,8 @@
 
 One task per request, at most `concurrency` of them; beyond that the answer is a busy 503 at once. The deadline
 comes with the request: when it is up the caller gets a 504 and the handler is cancelled, whatever it does then.
-Answers go to inbox subjects only. The mirror image of the gateway; it knows no HTTP server.
+What is left to do after the reply, cleanup and background work, counts as part of the request. Answers go to inbox
+subjects only. The mirror image of the gateway; it knows no HTTP server.
 """
 
 import asyncio
@@ -170,14 +171,17 @@ class Worker:
         except BaseException:
             logger.exception("serving a request of %s failed", self._app.name)
             response = problem(HandlerFailed("the service failed; its log says why"))
+        if job.deadline is not None:
+            job.deadline.cancel()
+        self._answer(job, response)
+        try:
+            if job.call.after is not None:
+                await job.call.after.close()
         finally:
             self._jobs.discard(job)
-            if job.deadline is not None:
-                job.deadline.cancel()
             job.task = None  # no cycle stays behind for the garbage collector
             if self._idle is not None and not self._jobs:
                 self._idle.set()
-        self._answer(job, response)
 
     def _time_up(self, job: _Job, timeout: float) -> None:
         self._answer(job, problem(TimeUp(f"the handler did not answer within {timeout:g} s")))

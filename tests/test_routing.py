@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from natsweb.errors import BadPath, DeclarationError, MethodNotAllowed, NoRoute
 from natsweb.paths import Capture, Literal, Tail, Template
-from natsweb.routing import Match, Options, Redirect, Router
+from natsweb.routing import Match, Matcher, Options, Redirect
 from natsweb.subjects import path_tokens
 
 law = settings(deadline=None, max_examples=400)
@@ -24,16 +24,16 @@ class Declared:
     place: str = "app.py:1 show"
 
 
-def declare(*routes: str) -> Router[Declared]:
+def declare(*routes: str) -> Matcher[Declared]:
     """Return a router of lines such as `GET,PUT /orders/<id>`."""
-    router: Router[Declared] = Router()
+    router: Matcher[Declared] = Matcher()
     for line, route in enumerate(routes, 1):
         methods, path = route.split(" ", 1)
         router.add(Declared(Template.parse(path), tuple(methods.split(",")), f"app.py:{line} show"))
     return router
 
 
-def ask(router: Router[Declared], method: str, path: str):
+def ask(router: Matcher[Declared], method: str, path: str):
     """Return (template, captures), Options or Redirect."""
     found = router.find(method, path_tokens(path))
     return (found.endpoint.template.text, found.params) if isinstance(found, Match) else found
@@ -75,7 +75,7 @@ def naive(endpoints: list[Declared], method: str, tokens: list[str]):
     return Redirect(tokens[:-1]) if slash and shorter else None
 
 
-def simple(router: Router[Declared], method: str, path: str):
+def simple(router: Matcher[Declared], method: str, path: str):
     """Return the router's answer in the naive one's terms; captures are checked to give the path again."""
     try:
         found = router.find(method, path_tokens(path))
@@ -112,7 +112,7 @@ paths = st.lists(st.sampled_from(["a", "b", "c", ""]), max_size=4).map(lambda pa
 @given(routes, paths, st.sampled_from(["GET", "HEAD", "PUT", "DELETE", "OPTIONS"]))
 def test_router_is_the_naive_matcher(routes, path, method):
     """On random templates, whatever their order, the router finds what the naive matcher finds."""
-    router: Router[Declared] = Router()
+    router: Matcher[Declared] = Matcher()
     for text, methods in routes:
         try:
             router.add(Declared(Template.parse(text), tuple(methods)))

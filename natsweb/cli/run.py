@@ -24,7 +24,7 @@ from natsweb.cli.lifecycle import (
     nats_settings,
     run_until_done,
 )
-from natsweb.errors import Mistake, SettingsError
+from natsweb.errors import Mistake, SettingsError, StartError
 
 __all__ = ["command", "serve_here"]
 
@@ -127,6 +127,9 @@ async def _serve(
         return 0
     workers = [Worker(bus, service, **options) for service in services]
     try:
+        for service in services:
+            if await stop.before(_start(service)) is None:
+                return 0
         for worker in workers:
             await worker.start()
         if announce is None:
@@ -141,10 +144,28 @@ async def _serve(
             )
         finished = await asyncio.gather(*[worker.stop(grace) for worker in workers])
     finally:
+        for service in reversed(services):
+            await service.stop()
         await bus.close()
-        for service in services:
-            service.close()
     return 0 if all(finished) else 5
+
+
+async def _start(service: Any) -> bool:
+    """Run a service's lifespan up to its start, and say so if that takes long."""
+
+    def still_starting() -> None:
+        logger.info("%s is still starting; its lifespan has %g s", service.name, service.start_timeout)
+
+    handle = asyncio.get_running_loop().call_later(3.0, still_starting)
+    try:
+        await service.start()
+        return True
+    except StartError as error:
+        if error.__cause__ is not None:
+            logger.error("%s", error.what, exc_info=error.__cause__)
+        raise
+    finally:
+        handle.cancel()
 
 
 def _warn_of_overlaps(services: Sequence[Any], root: str | None) -> None:

@@ -1,0 +1,181 @@
+"""What lives as long as a service: its lifespans, their state, and dependencies of scope `"app"`.
+
+All of it starts and ends in one task of its own, so that task groups and cancel scopes inside of a lifespan work
+wherever the service is started from. Starting and stopping have deadlines. Knows functions; it knows no requests.
+"""
+
+import asyncio
+import contextlib
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from natsweb.annotations import line_of, name_of, signature_of
+from natsweb.errors import DeclarationError, StartError
+from natsweb.scopes import AppScope, Recipe
+from natsweb.threads import Threads
+
+__all__ = ["Lifespan"]
+
+logger = logging.getLogger("natsweb.service")
+
+_STOP_TIME = 25.0
+
+
+class Lifespan:
+    """The lifespans of one service, called `name` in messages."""
+
+    def __init__(self, name: str, threads: Threads) -> None:
+        self._name = name
+        self._functions: list[Callable[..., Any]] = []
+        self._task: asyncio.Task[None] | None = None
+        self._ending = asyncio.Event()
+        self._step = ""
+        self._state: Any = None
+        self.scope = AppScope(threads)
+
+    def __repr__(self) -> str:
+        return f"<Lifespan of {self._name}: {'running' if self.is_running else 'not running'}>"
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has been started, and not been stopped."""
+        return self._task is not None
+
+    @property
+    def state(self) -> Any:
+        """What a lifespan has yielded; raises `StartError` while none runs."""
+        if self._task is None:
+            raise StartError(
+                f"service {self._name} has no state, since it has not been started",
+                fix="natsweb run starts it; elsewhere write: async with svc: ...",
+            )
+        return self._state
+
+    def add(self, function: Callable[..., Any]) -> None:
+        """Add a lifespan; raises `DeclarationError` for anything else than an async generator of the service."""
+        if not inspect.isasyncgenfunction(inspect.unwrap(function)):
+            raise DeclarationError(
+                f"a lifespan is an async function that yields once, and {name_of(function)} is none",
+                where=line_of(function),
+                fix=f"write: async def {name_of(function)}(svc: Service): ...; yield; ...",
+            )
+        if len(inspect.signature(function).parameters) > 1:
+            raise DeclarationError(
+                f"lifespan {name_of(function)} takes more than the service",
+                where=f"{line_of(function)}  {signature_of(function)}",
+                fix=f"write: async def {name_of(function)}(svc: Service)",
+            )
+        self._functions.append(function)
+
+    async def start(
+        self, service: Any, services: Mapping[type, Any], recipes: Iterable[Recipe], *, timeout: float
+    ) -> None:
+        """Run all lifespans up to their `yield`, and make what `recipes` need of scope `"app"`.
+
+        Raises `StartError` for whatever goes wrong in there, and if it takes longer than `timeout` seconds.
+        """
+        if self._task is not None:
+            return
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ending.clear()
+        self._task = asyncio.create_task(self._live(ready, service, services, recipes), name=f"lifespan {self._name}")
+        try:
+            done, _ = await asyncio.wait([ready], timeout=timeout)
+        except asyncio.CancelledError:
+            await self._give_up()
+            raise
+        if not done:
+            await self._give_up()
+            raise StartError(
+                f"service {self._name} did not start within {timeout:g} s: {self._step} takes too long",
+                fix="see what it waits for, or give Service(start_timeout=...) more seconds",
+            )
+        try:
+            ready.result()
+        except StartError:
+            await self._give_up()
+            raise
+        except Exception as error:
+            await self._give_up()
+            raise StartError(
+                f"service {self._name} could not start: {self._step} failed with {type(error).__name__}: {error}",
+                fix="the traceback in the log says where",
+            ) from error
+
+    async def stop(self) -> None:
+        """Clean up all that `start` has made, the newest first; errors are logged."""
+        task, self._task = self._task, None
+        if task is None:
+            return
+        self._ending.set()
+        done, _ = await asyncio.wait([task], timeout=_STOP_TIME)
+        if not done:
+            logger.error("%s takes longer than %g s to end; leaving it there", self._step, _STOP_TIME)
+            task.cancel()
+        self._state = None
+
+    async def _give_up(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task], timeout=_STOP_TIME)
+        self._state = None
+
+    async def _live(
+        self,
+        ready: "asyncio.Future[None]",
+        service: Any,
+        services: Mapping[type, Any],
+        recipes: Iterable[Recipe],
+    ) -> None:
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                await self._enter(stack, service)
+                stack.push_async_callback(self._close_scope)
+                self._step = "a dependency"
+                for recipe in recipes:
+                    await self.scope.open(recipe, services)
+                if not ready.done():
+                    ready.set_result(None)
+                await self._ending.wait()
+        except Exception as error:
+            if ready.done():
+                logger.exception("%s failed while %s was stopping", self._step, self._name)
+            else:
+                ready.set_exception(error)
+
+    async def _enter(self, stack: contextlib.AsyncExitStack, service: Any) -> None:
+        owner = None
+        for function in self._functions:
+            self._step = f"lifespan {name_of(function)} ({line_of(function)})"
+            value = await stack.enter_async_context(_entering(function, service))
+            if value is None:
+                continue
+            if owner is not None:
+                raise StartError(
+                    f"two lifespans of {self._name} yield a state",
+                    where=[owner, self._step],
+                    fix="let one of them do so",
+                )
+            self._state, owner = value, self._step
+        if owner is None:
+            self._state = None
+
+    async def _close_scope(self) -> None:
+        self._step = "the cleanup of a dependency"
+        try:
+            await self.scope.close()
+        except Exception:
+            logger.exception("the cleanup of a dependency failed while %s was stopping", self._name)
+        finally:
+            self._step = "a lifespan"
+
+
+def _entering(function: Callable[..., Any], service: Any) -> contextlib.AbstractAsyncContextManager[Any]:
+    """Return a lifespan as context manager, whether it is decorated as one or not."""
+    call = contextlib.asynccontextmanager(function) if inspect.isasyncgenfunction(function) else function
+    arguments = [service][: len(inspect.signature(function).parameters)]
+    manager: contextlib.AbstractAsyncContextManager[Any] = call(*arguments)
+    return manager

@@ -1,0 +1,434 @@
+"""`Router`: handlers, middleware and error handlers that belong together, declared with decorators.
+
+A router holds what was declared and hands each route to whoever includes it, with prefixes and settings added on
+the way; a service is the router at the top. Classes work as well: `@get` and its like mark methods, and an instance
+is included. This module knows declarations; it calls no handler.
+"""
+
+import difflib
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import FrameType
+from typing import Any, ParamSpec, TypeVar, cast
+
+from typing_extensions import TypedDict, Unpack
+
+from natsweb.annotations import Place, line_of, name_of, short_path, signature_of
+from natsweb.errors import DeclarationError
+from natsweb.messages import Request
+from natsweb.middleware import Middleware, check_middleware
+from natsweb.params import Depends
+from natsweb.paths import Template
+
+__all__ = [
+    "METHODS",
+    "Declared",
+    "OnError",
+    "RouteOptions",
+    "Router",
+    "caller_line",
+    "delete",
+    "get",
+    "head",
+    "options",
+    "patch",
+    "post",
+    "put",
+    "route",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+M = TypeVar("M", bound=Middleware)
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+_MARK = "__natsweb_routes__"
+
+#: `(request, error) -> response`, or an `HTTPError` to answer with.
+OnError = Callable[[Request, Any], Any]
+
+
+class RouteOptions(TypedDict, total=False):
+    """What every route decorator takes besides the path.
+
+    `status` is that of a plain return value (200, and 204 for None), `name` what `url_for` knows the route by (the
+    function's name), `depends` are called first, for their effect only. The others are for documents: `summary` and
+    `description` default to the first paragraph and the rest of the docstring, `responses` describes further answers
+    by status.
+    """
+
+    status: int
+    name: str
+    depends: Sequence[Depends]
+    tags: Sequence[str]
+    summary: str
+    description: str
+    deprecated: bool
+    include_in_schema: bool
+    operation_id: str
+    responses: Mapping[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A handler as it was declared: path, methods, function, options, and the routers around it, the outermost first.
+
+    `frames` are where names in its annotations are looked up besides its module. `own` are the captures of its own
+    path, without those of prefixes.
+    """
+
+    path: str
+    methods: tuple[str, ...]
+    function: Callable[..., Any]
+    where: Place
+    frames: tuple[FrameType, ...] = field(repr=False)
+    options: RouteOptions
+    own: tuple[str, ...] = ()
+    routers: tuple["Router", ...] = ()
+
+
+class Router:
+    """Routes below a prefix that share tags, dependencies, middleware and error handlers.
+
+    `prefix` starts with `/` and may have captures, `tags` are added to those of each route, `depends` are called
+    before each handler, `middleware` stands around each, the first outermost.
+    Raises `DeclarationError` for a prefix that cannot be one.
+    """
+
+    _word = "router"
+
+    def __init__(
+        self,
+        prefix: str = "",
+        *,
+        tags: Sequence[str] = (),
+        depends: Sequence[Depends] = (),
+        middleware: Sequence[Middleware] = (),
+    ) -> None:
+        if prefix and (not prefix.startswith("/") or prefix.endswith("/")):
+            raise DeclarationError(
+                f"{prefix!r} cannot be a prefix",
+                where=caller_line(2),
+                fix=f"write {'/' + prefix.strip('/')!r}" if prefix.strip("/") else "leave it out for '/'",
+            )
+        if prefix:
+            _parse(prefix, caller_line(2))
+        _check_depends(depends, caller_line(2))
+        self.prefix = prefix
+        self.tags = list(tags)
+        self.depends = list(depends)
+        self._middleware: list[Middleware] = []
+        for one in middleware:
+            self.middleware(one)
+        self._on_error: dict[type[Exception], OnError] = {}
+        self._declared: list[Declared] = []
+        self._included: list[Router] = []
+        self._takers: list[Callable[[Declared], None]] = []
+
+    def __repr__(self) -> str:
+        return f"<Router {self.prefix or '/'}: {len(self._declared)} routes>"
+
+    # ── routes ──
+
+    def get(self, path: str = "", **options: Unpack[RouteOptions]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Declare a handler for GET (and HEAD, unless that has its own)."""
+        return self._decorator("get", path, ("GET",), options)
+
+    def post(self, path: str = "", **options: Unpack[RouteOptions]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Declare a handler for POST."""
+        return self._decorator("post", path, ("POST",), options)
+
+    def put(self, path: str = "", **options: Unpack[RouteOptions]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Declare a handler for PUT."""
+        return self._decorator("put", path, ("PUT",), options)
+
+    def patch(self, path: str = "", **options: Unpack[RouteOptions]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Declare a handler for PATCH."""
+        return self._decorator("patch", path, ("PATCH",), options)
+
+    def delete(self, path: str = "", **options: Unpack[RouteOptions]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Declare a handler for DELETE."""
+        return self._decorator("delete", path, ("DELETE",), options)
+
+    def head(self, path: str = "", **options: Unpack[RouteOptions]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Declare a handler for HEAD; without one, GET's answers."""
+        return self._decorator("head", path, ("HEAD",), options)
+
+    def options(self, path: str = "", **options: Unpack[RouteOptions]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Declare a handler for OPTIONS; without one, the service answers with `Allow`."""
+        return self._decorator("options", path, ("OPTIONS",), options)
+
+    def route(
+        self, path: str = "", *, methods: Iterable[str], **options: Unpack[RouteOptions]
+    ) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Declare a handler for several methods."""
+        return self._decorator("route", path, _upper(methods), options)
+
+    def _decorator(
+        self, word: str, path: str, methods: tuple[str, ...], options: RouteOptions
+    ) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        mark = _Mark.of(f"@{self._word}.{word}", path, methods, options)
+        _check_path(mark, self.prefix)
+
+        def declare(function: Callable[P, R]) -> Callable[P, R]:
+            self._declare(mark.declared(function))
+            return function
+
+        return declare
+
+    def _declare(self, declared: Declared) -> None:
+        """Take a route, and hand it on to all that have included this router."""
+        declared = replace(declared, path=self.prefix + declared.path, routers=(self, *declared.routers))
+        for take in self._takers:
+            take(declared)
+        self._declared.append(declared)
+
+    def include(self, what: "Router | object", *, prefix: str = "", tags: Sequence[str] = ()) -> None:
+        """Take in all routes of a router, or of an object whose methods carry `@get` and its like.
+
+        Routes that the router declares later are taken in as well. Raises `DeclarationError` for an object without
+        routes, and for a router that would include itself.
+        """
+        where = caller_line(2)
+        inner = Router(prefix, tags=tags)
+        if isinstance(what, Router):
+            if what is self or what.includes(self):
+                raise DeclarationError(f"{what!r} would include itself", where=where, fix="include it in another one")
+            if what._word != "router":
+                raise DeclarationError(
+                    f"{what!r} is a service of its own", where=where, fix="include a Router, or serve both services"
+                )
+            self._included.append(what)
+            if prefix or tags:
+                inner._take_from(what)
+                self._take_from(inner)
+            else:
+                self._take_from(what)
+            return
+        marked = list(_marked(what))
+        if not marked:
+            raise DeclarationError(
+                f"{what!r} has no routes",
+                where=where,
+                fix="include a Router, or an object (not its class) whose methods carry @get, @post, ...",
+            )
+        for mark, method in marked:
+            inner._declare(mark.declared(method))
+        self._take_from(inner)
+
+    def includes(self, other: "Router") -> bool:
+        """Tell whether `other` is among the routers in this one."""
+        return any(one is other or one.includes(other) for one in self._included)
+
+    def _take_from(self, inner: "Router") -> None:
+        for declared in inner._declared:
+            self._declare(declared)
+        inner._takers.append(self._declare)
+
+    # ── around handlers ──
+
+    def middleware(self, function: M) -> M:
+        """Put `async def m(request, call_next) -> Response` around the handlers; the first one is the outermost."""
+        check_middleware(function)
+        self._middleware.append(function)
+        return function
+
+    def on_error(self, *kinds: type[Exception]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Declare what answers when a handler raises one of `kinds`: `def f(request, error) -> Response | HTTPError`.
+
+        The most specific class decides; for the same class a router comes before what it is included in.
+        """
+        where = caller_line(2)
+        for kind in kinds or (None,):
+            if not (isinstance(kind, type) and issubclass(kind, Exception)):
+                raise DeclarationError(
+                    f"on_error takes classes of exceptions, not {kind!r}",
+                    where=where,
+                    fix="write on_error(OrderNotFound); the errors of natsweb itself are in natsweb.errors",
+                )
+
+        def declare(function: Callable[P, R]) -> Callable[P, R]:
+            try:
+                inspect.signature(function).bind(None, None)
+            except TypeError:
+                raise DeclarationError(
+                    f"error handler {name_of(function)} does not take two arguments",
+                    where=f"{line_of(function)}  {signature_of(function)}",
+                    fix=f"write: def {name_of(function)}(request: Request, error: {kinds[0].__name__})",
+                ) from None
+            for kind in kinds:
+                self._on_error[kind] = cast(OnError, function)
+            return function
+
+        return declare
+
+
+# ── classes whose methods are handlers ───────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """What one decorator says."""
+
+    decorator: str
+    path: str
+    methods: tuple[str, ...]
+    options: RouteOptions
+    line: str
+    frames: tuple[FrameType, ...] = field(repr=False)
+
+    @classmethod
+    def of(cls, decorator: str, path: str, methods: tuple[str, ...], options: RouteOptions) -> "_Mark":
+        """Return the mark of the decorator that stands two calls up; frames of modules are not kept."""
+        frame = sys._getframe(3)
+        line = f"{short_path(frame.f_code.co_filename)}:{frame.f_lineno}"
+        frames = [one for one in (frame.f_back, frame) if one is not None and one.f_code.co_name != "<module>"]
+        local = tuple(frames) if frame.f_code.co_name != "<module>" else ()
+        return cls(decorator, path, methods, options, line, local)
+
+    def declared(self, function: Callable[..., Any]) -> Declared:
+        """Return the route of `function`; raises `DeclarationError` for anything that cannot be one."""
+        signature = signature_of(function) if inspect.isroutine(function) else repr(function)
+        where = Place(self.line, f'{self.decorator}("{self.path}")', signature)
+        _check_function(function, where)
+        _check_options(self.methods, self.options, where)
+        template = _parse(self.path or "/", str(where))
+        return Declared(self.path, self.methods, function, where, self.frames, self.options, tuple(template.names))
+
+
+def _marker(
+    word: str, path: str, methods: tuple[str, ...], options: RouteOptions
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    mark = _Mark.of(f"@{word}", path, methods, options)
+    _check_path(mark, "")
+
+    def declare(function: Callable[P, R]) -> Callable[P, R]:
+        setattr(function, _MARK, (*getattr(function, _MARK, ()), mark))
+        return function
+
+    return declare
+
+
+def get(path: str = "", **options: Unpack[RouteOptions]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Mark a method as handler for GET; `svc.include(Orders(repo))` serves it."""
+    return _marker("get", path, ("GET",), options)
+
+
+def post(path: str = "", **options: Unpack[RouteOptions]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Mark a method as handler for POST."""
+    return _marker("post", path, ("POST",), options)
+
+
+def put(path: str = "", **options: Unpack[RouteOptions]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Mark a method as handler for PUT."""
+    return _marker("put", path, ("PUT",), options)
+
+
+def patch(path: str = "", **options: Unpack[RouteOptions]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Mark a method as handler for PATCH."""
+    return _marker("patch", path, ("PATCH",), options)
+
+
+def delete(path: str = "", **options: Unpack[RouteOptions]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Mark a method as handler for DELETE."""
+    return _marker("delete", path, ("DELETE",), options)
+
+
+def head(path: str = "", **options: Unpack[RouteOptions]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Mark a method as handler for HEAD."""
+    return _marker("head", path, ("HEAD",), options)
+
+
+def options(path: str = "", **options: Unpack[RouteOptions]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Mark a method as handler for OPTIONS."""
+    return _marker("options", path, ("OPTIONS",), options)
+
+
+def route(
+    path: str = "", *, methods: Iterable[str], **options: Unpack[RouteOptions]
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Mark a method as handler for several methods."""
+    return _marker("route", path, _upper(methods), options)
+
+
+def _marked(instance: object) -> Iterator[tuple[_Mark, Callable[..., Any]]]:
+    """Yield the marks of an object's methods, those of base classes first, in the order of their declaration."""
+    if isinstance(instance, type):
+        return
+    names = dict.fromkeys(name for kind in reversed(type(instance).__mro__) for name in vars(kind))
+    for name in names:
+        marks: tuple[_Mark, ...] = getattr(inspect.getattr_static(type(instance), name), _MARK, ())
+        for mark in marks:
+            yield mark, getattr(instance, name)
+
+
+# ── checks ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def caller_line(depth: int) -> str:
+    """Return where the function `depth` calls up stands: `app.py:14`."""
+    frame = sys._getframe(depth)
+    return f"{short_path(frame.f_code.co_filename)}:{frame.f_lineno}"
+
+
+def _upper(methods: Iterable[str]) -> tuple[str, ...]:
+    return tuple(method.upper() for method in ([methods] if isinstance(methods, str) else methods))
+
+
+def _parse(path: str, where: str) -> Template:
+    try:
+        return Template.parse(path)
+    except DeclarationError as error:
+        raise DeclarationError(error.what, where=where, fix=error.fix) from None
+
+
+def _check_path(mark: _Mark, prefix: str) -> None:
+    if not isinstance(mark.path, str) or (not mark.path and not prefix and mark.decorator.startswith("@svc")):
+        raise DeclarationError(
+            f"{mark.decorator} has no path", where=mark.line, fix=f'write {mark.decorator}("/...") above the handler'
+        )
+
+
+def _check_function(function: Callable[..., Any], where: Place) -> None:
+    if not inspect.isroutine(function):
+        raise DeclarationError(
+            f"a handler is a function, and this is a {type(function).__name__}",
+            where=where.line,
+            fix="wrap it: async def show(...): return await it(...)",
+        )
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise DeclarationError(
+            "a handler cannot yield its answer", where=str(where), fix="return the whole answer, such as a list"
+        )
+
+
+def _check_options(methods: tuple[str, ...], options: RouteOptions, where: Place) -> None:
+    if unknown := [method for method in methods if method not in METHODS]:
+        raise DeclarationError(
+            f"{unknown[0]!r} is not a method that a route can take",
+            where=str(where),
+            fix=f"use one or more of {', '.join(METHODS)}",
+        )
+    known = RouteOptions.__annotations__
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            raise DeclarationError(
+                f"a route has no option {name!r}",
+                where=str(where),
+                fix=f"did you mean {close[0]}=?" if close else f"it takes {', '.join(known)}",
+            )
+    status = options.get("status")
+    if status is not None and not 200 <= status <= 599:
+        raise DeclarationError(f"a reply cannot have status {status}", where=str(where), fix="use 200 to 599")
+    _check_depends(options.get("depends", ()), str(where))
+
+
+def _check_depends(depends: Sequence[Any], where: str) -> None:
+    for one in depends:
+        if not isinstance(one, Depends) or one.resolve(Any) is None:
+            raise DeclarationError(
+                f"{one!r} is no dependency", where=where, fix="write depends=[Depends(require_login)]"
+            )

@@ -1,0 +1,88 @@
+"""Plain functions in threads: a bounded pool for handlers and dependencies, and another for their cleanup.
+
+Cleanup has threads of its own, since handlers that wait for what a cleanup would free could otherwise hold all of
+them for good. Context variables of the caller are seen in the thread. Knows functions; it knows no requests.
+"""
+
+import asyncio
+import contextlib
+import contextvars
+import functools
+import inspect
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any
+
+__all__ = ["InThread", "Threads"]
+
+_CLEANERS = 4
+
+
+class Threads:
+    """Up to `workers` threads that are named after `name`, started when they are needed."""
+
+    def __init__(self, workers: int, name: str) -> None:
+        self.workers = workers
+        self._name = name
+        self._pool: ThreadPoolExecutor | None = None
+        self._cleaners: ThreadPoolExecutor | None = None
+
+    def __repr__(self) -> str:
+        return f"<Threads of {self._name}: {self.workers}, {'idle' if self._pool is None else 'started'}>"
+
+    async def run(self, call: Callable[[], Any], context: contextvars.Context | None = None) -> Any:
+        """Return what `call` returns, or what that awaits to; raises what it raises.
+
+        `context` is what the thread sees of context variables, by default a copy of the caller's.
+        """
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix=f"natsweb-{self._name}")
+        return await _run_in(self._pool, call, context or contextvars.copy_context())
+
+    async def clean_up(self, call: Callable[[], Any], context: contextvars.Context) -> Any:
+        """Run a cleanup, which never waits for the threads of handlers."""
+        if self._cleaners is None:
+            self._cleaners = ThreadPoolExecutor(_CLEANERS, thread_name_prefix=f"natsweb-{self._name}-cleanup")
+        return await _run_in(self._cleaners, call, context)
+
+    def close(self) -> None:
+        """Let go of the threads; what has not started in them is dropped."""
+        for pool in (self._pool, self._cleaners):
+            if pool is not None:
+                pool.shutdown(wait=False, cancel_futures=True)
+        self._pool = self._cleaners = None
+
+
+class InThread:
+    """A plain context manager as an async one: entered by a handler's thread, left by a thread for cleanup."""
+
+    def __init__(self, threads: Threads, manager: contextlib.AbstractContextManager[Any]) -> None:
+        self._threads = threads
+        self._manager = manager
+        self._context = contextvars.copy_context()
+
+    async def __aenter__(self) -> Any:
+        return await self._threads.run(self._manager.__enter__, self._context)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        leave = functools.partial(self._manager.__exit__, kind, error, trace)
+        return bool(await self._threads.clean_up(leave, self._context))
+
+
+async def _run_in(pool: ThreadPoolExecutor, call: Callable[[], Any], context: contextvars.Context) -> Any:
+    loop = asyncio.get_running_loop()
+    value, error = await loop.run_in_executor(pool, lambda: context.run(lambda: _outcome(call)))
+    if error is not None:
+        raise error
+    return await value if inspect.isawaitable(value) else value
+
+
+def _outcome(call: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+    """Return what a call gives and what it raises: a future carries neither StopIteration nor SystemExit."""
+    try:
+        return call(), None
+    except BaseException as error:
+        return None, error
