@@ -7,11 +7,12 @@ that markers need: `UploadFile`, and `Partial[Model]` for PATCH. Knows no reques
 
 import difflib
 from collections.abc import Callable, Iterator
+from copy import copy
 from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError, create_model
 from pydantic.fields import FieldInfo
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, PydanticUndefined, core_schema
 from starlette.datastructures import UploadFile as StarletteUploadFile
 from typing_extensions import TypedDict, Unpack
 
@@ -64,7 +65,7 @@ class Marker:
     """
 
     source: ClassVar[str] = ""
-    __slots__ = ("alias", "constraints", "field", "include_in_schema")
+    __slots__ = ("alias", "constraints", "deprecated", "field", "include_in_schema")
 
     def __init__(
         self, *, alias: str | None = None, include_in_schema: bool = True, **constraints: Unpack[Constraints]
@@ -73,7 +74,10 @@ class Marker:
         self.alias = alias
         self.include_in_schema = include_in_schema
         self.constraints = constraints
-        self.field: FieldInfo = Field(**constraints)
+        self.deprecated = constraints.get("deprecated", False)
+        # pydantic knows `deprecated` for fields of models only.
+        known: dict[str, Any] = {name: one for name, one in constraints.items() if name != "deprecated"}
+        self.field: FieldInfo = Field(**known)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()" if self.alias is None else f"{type(self).__name__}(alias={self.alias!r})"
@@ -313,7 +317,8 @@ def partial_model(model: type[BaseModel]) -> type[BaseModel]:
     if model not in _partial_models:
         fields: dict[str, Any] = {}
         for name, info in model.model_fields.items():
-            optional = FieldInfo.merge_field_infos(info, default_factory=_nothing, validate_default=False)
+            optional = copy(info)
+            optional.default, optional.default_factory, optional.validate_default = PydanticUndefined, _nothing, False
             fields[name] = (info.annotation, optional)
         patch = create_model(f"{model.__name__}Patch", __base__=model, __module__=model.__module__, **fields)
         patch.__pydantic_decorators__.model_validators.clear()

@@ -17,7 +17,18 @@ from natsweb.errors import FieldError, HTTPError
 from natsweb.headers import Headers, HeaderSource
 from natsweb.messages import Call, NotExecuted, Request, Response
 
-__all__ = ["Created", "Deferred", "Problem", "Reply", "ToResponse", "body_of", "compile_reply", "problem", "redirect"]
+__all__ = [
+    "Created",
+    "Deferred",
+    "Problem",
+    "Reply",
+    "ToResponse",
+    "body_of",
+    "compile_reply",
+    "problem",
+    "redirect",
+    "union_parts",
+]
 
 T = TypeVar("T")
 
@@ -161,6 +172,11 @@ def _replied(reply: "Reply[Any]", response: Response | Deferred) -> Response:
     return response.model_copy(update={"headers": own, "status": reply.status or response.status})
 
 
+def union_parts(annotation: Any) -> tuple[Any, ...]:
+    """Return the members of a union, or the type itself."""
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
 class _Nothing:
     """Stands for a return annotation that leaves nothing for JSON: only responses."""
 
@@ -170,9 +186,8 @@ def body_of(annotation: Any) -> Any:
 
     An annotation that allows responses only gives a class that no value fits.
     """
-    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     bodies = []
-    for part in parts:
+    for part in union_parts(annotation):
         kind = get_origin(part) or part
         if isinstance(kind, type) and issubclass(kind, Response | Deferred):
             continue

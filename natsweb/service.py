@@ -27,6 +27,7 @@ from natsweb.errors import DeclarationError, HandlerFailed, HTTPError, SettingsE
 from natsweb.lifespans import Lifespan
 from natsweb.messages import Call, NotExecuted, Request, Response
 from natsweb.middleware import Middleware, pass_through
+from natsweb.openapi import document
 from natsweb.params import Depends
 from natsweb.paths import Template
 from natsweb.replies import Deferred, ToResponse, compile_reply, problem
@@ -287,6 +288,11 @@ class Service(Router, Generic[S]):
         return route.template.url(
             {one: values[one] for one in captures}, {query[one]: values[one] for one in values if one not in captures}
         )
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI 3.1 document of the service, as plain JSON values."""
+        self.compile()
+        return document(self.name, self.version, self.description, self._matcher.endpoints)
 
     # ── starting and stopping ──
 

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 from natsweb.errors import Mistake
+from tests.benchmarks.binding import measure_binding
 from tests.benchmarks.load import Sample, find_wrk, measure
 from tests.benchmarks.profile import profile
-from tests.benchmarks.report import as_json, judge, tables, update_page
+from tests.benchmarks.report import as_json, judge, judge_binding, tables, update_page
 from tests.benchmarks.stacks import CASES, ROOT, Failed, running
 
 WARM_UP = 1.0
@@ -49,11 +50,12 @@ async def main(given: argparse.Namespace) -> int:
                 busiest = given.connections[-1]
                 await profile(stack, given.json.parent, connections=busiest, seconds=given.seconds)
         return 0
+    binding = measure_binding()
     samples = await collect(given)
-    verdicts = judge(samples)
+    verdicts = [*judge(samples), judge_binding(binding)]
     settings = {name: getattr(given, name) for name in ("rounds", "seconds", "connections")}
     given.json.write_text(as_json(samples, verdicts, settings))
-    text = tables(samples, verdicts)
+    text = tables(samples, verdicts, binding)
     print(f"\n{text}\n\nall samples: {given.json}")
     if given.docs:
         update_page(PAGE, samples, text)

@@ -17,10 +17,11 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from natsweb.embedded import find_binary
+from tests.benchmarks.binding import BINDING_BAR, Binding
 from tests.benchmarks.load import Sample
 from tests.benchmarks.stacks import CASES, NATS_SERVER
 
-__all__ = ["Verdict", "as_json", "judge", "machine", "tables", "update_page"]
+__all__ = ["Verdict", "as_json", "judge", "judge_binding", "machine", "tables", "update_page"]
 
 _PACKAGES = ("natsweb", "nats-py", "pydantic", "fastapi", "starlette", "uvicorn", "uvloop", "httptools")
 _PARTS = ("gateway", "service", "app", NATS_SERVER)
@@ -84,7 +85,13 @@ def _cpu(sample: Sample) -> float:
     return sum(spent for part, spent in sample.cpu.items() if part != NATS_SERVER)
 
 
-def tables(samples: Sequence[Sample], verdicts: Sequence[Verdict]) -> str:
+def judge_binding(binding: Binding) -> Verdict:
+    """Return the verdict on what typed binding costs."""
+    bar = Bar("binding", "natsweb", "by hand", "<=", BINDING_BAR)
+    return Verdict(bar, binding.ratio, binding.ratio, binding.ratio, binding.ratio <= bar.limit)
+
+
+def tables(samples: Sequence[Sample], verdicts: Sequence[Verdict], binding: Binding) -> str:
     """Return the three tables as Markdown that reads well on a terminal too."""
     counts = sorted({sample.connections for sample in samples})
     groups = {
@@ -100,9 +107,9 @@ def tables(samples: Sequence[Sample], verdicts: Sequence[Verdict]) -> str:
         f"CPU in microseconds per request at {counts[-1]} connections:",
         _table(("case", *_PARTS, f"all but {NATS_SERVER}"), cost),
     ]
-    if verdicts:
-        head = ("ratio", "median", "lowest", "highest", "bar", "holds")
-        blocks += [f"Ratios at {counts[-1]} connections:", _table(head, [_judgement(verdict) for verdict in verdicts])]
+    blocks.append(f"Binding one request: {binding.hand:.1f} µs by hand, {binding.natsweb:.1f} µs by natsweb.")
+    head = ("ratio", "median", "lowest", "highest", "bar", "holds")
+    blocks += [f"Ratios at {counts[-1]} connections:", _table(head, [_judgement(verdict) for verdict in verdicts])]
     return "\n\n".join(blocks)
 
 
