@@ -85,6 +85,10 @@ class Bus(Protocol):
         """
         ...
 
+    def new_inbox(self) -> str:
+        """Return an unguessable subject where answers of many may go; it is to be subscribed to."""
+        ...
+
     async def subscribe(self, subject: str, receive: Receive, *, queue: str = "") -> Subscription:
         """Receive what is sent on `subject` (with wildcards); with `queue`, one member of that group gets each."""
         ...
@@ -129,13 +133,18 @@ class Inbox:
     """
 
     def __init__(self, prefix: str = "_INBOX") -> None:
-        self.subject = f"{prefix}.{os.urandom(16).hex()}"
+        self._prefix = prefix
+        self.subject = self.fresh()
         self._pending: dict[str, tuple[Answer, float, Deadline]] = {}  # by reply subject
         self._deadlines = Deadlines()
         self._counter = 0
         self._random = ""
         self._drawn = 0
         self.unclaimed = 0
+
+    def fresh(self) -> str:
+        """Return an unguessable subject beside this one, for a subscription of its own."""
+        return f"{self._prefix}.{os.urandom(16).hex()}"
 
     @property
     def pattern(self) -> str:
@@ -202,6 +211,10 @@ class Asking:
     """How every bus asks, given how it publishes: the reply comes to the inbox."""
 
     _inbox: Inbox
+
+    def new_inbox(self) -> str:
+        """Return a subject for many replies: see `Bus.new_inbox`."""
+        return self._inbox.fresh()
 
     def publish(self, subject: str, payload: bytes, *, header: bytes | None = None, reply: str = "") -> None:
         """Send a message: see `Bus.publish`."""

@@ -9,10 +9,11 @@ import asyncio
 import random
 import re
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 from natsweb.bus import Bus, Message
+from natsweb.catalogue import Owner
 from natsweb.errors import (
     HeadersTooLarge,
     HTTPError,
@@ -39,6 +40,22 @@ _SETTLING = 2.0
 
 #: Gets the one outcome of a flight: the reply as it came, or what went wrong.
 Done = Callable[[Message | HTTPError], None]
+
+
+class Directory(Protocol):
+    """Who is there: whose a request is, and where to report one that does not answer."""
+
+    def owner(self, method: str, tokens: Sequence[str]) -> Owner | None:
+        """Return the service that is meant."""
+        ...
+
+    def was_there(self, tokens: Sequence[str]) -> bool:
+        """Tell whether somebody has served a path, now or before."""
+        ...
+
+    def suspect(self, name: str) -> None:
+        """Find out whether a service is there at all."""
+        ...
 
 
 class Incoming(NamedTuple):
@@ -182,6 +199,8 @@ class Exchange:
         self.loop = asyncio.get_running_loop()
         self._flights: set[Flight] = set()
         self._pending_bytes = 0
+        self.directory: Directory | None = None
+        self.known_only = False
         self._held: set[Flight] = set()
         self._hold_for: float | None = None
 
@@ -280,6 +299,11 @@ class Exchange:
     def is_settling(self) -> bool:
         """Whether the connection came back so lately that services may not have subscribed again."""
         return self.loop.time() - self.bus.reconnected_at < _SETTLING
+
+    # ── whose a request is ──
+
+    def turn(self) -> None:
+        """Look again whose requests are: services have come or gone."""
 
     # ── holding requests while a service restarts ──
 

@@ -11,7 +11,8 @@ from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
 from natsweb.bus import Bus
-from natsweb.errors import HTTPError, Mistake, NatsUnreachable
+from natsweb.discovery import Directory
+from natsweb.errors import HTTPError, Mistake, NatsRefused, NatsUnreachable
 from natsweb.exchange import Exchange, Incoming, address, nats_down
 from natsweb.messages import Response
 from natsweb.natsbus import connect
@@ -37,6 +38,9 @@ class Gateway:
     connection that is used instead and never closed here, `timeout` the seconds a request may take. Connects at
     ASGI startup, or, mounted in another app, at the first request.
 
+    With `discovery` it knows which services are there and names the one that is meant; with `known_only`, what
+    no service has claimed is 404 at once, without asking NATS. `health` answers `/healthz` and `/readyz` itself.
+
     Raises `SettingsError` for a root that could reach system subjects.
     """
 
@@ -48,6 +52,9 @@ class Gateway:
         bus: Bus | None = None,
         timeout: float = 10.0,
         limits: Limits | None = None,
+        discovery: bool = True,
+        known_only: bool = False,
+        health: bool = True,
     ) -> None:
         self.root = check_root(root)
         self._nats = nats
@@ -55,7 +62,11 @@ class Gateway:
         self._own_bus: Bus | None = None
         self._timeout = timeout
         self._limits = limits
+        self._discovery = discovery
+        self._known_only = known_only
+        self._health = health
         self._exchange: Exchange | None = None
+        self.directory: Directory | None = None
         self._starting = asyncio.Lock()
         self._failed_at = float("-inf")
 
@@ -80,11 +91,30 @@ class Gateway:
             if bus is None:
                 nats = self._nats if isinstance(self._nats, Nats) else find_nats(url=self._nats)
                 bus = self._own_bus = await connect(nats, name=f"natsweb/gateway/{self.root}")
-            self._exchange = Exchange(bus, self.root, timeout=self._timeout, limits=self._limits)
+            exchange = Exchange(bus, self.root, timeout=self._timeout, limits=self._limits)
+            if self._discovery:
+                self.directory = await self._look_around(bus, exchange)
+            self._exchange = exchange
+
+    async def _look_around(self, bus: Bus, exchange: Exchange) -> Directory | None:
+        """Return the directory of services, complete; None if NATS does not let this user have one."""
+        directory = Directory(bus, self.root, on_change=exchange.turn)
+        try:
+            await directory.start()
+        except (HTTPError, NatsRefused) as error:
+            await directory.stop()
+            logger.warning("there is no catalogue of services, since NATS does not allow it: %s", error)
+            return None
+        exchange.directory = directory
+        exchange.known_only = self._known_only
+        return directory
 
     async def stop(self) -> None:
         """Close the connection, if it is the gateway's own."""
         self._exchange = None
+        directory, self.directory = self.directory, None
+        if directory is not None:
+            await directory.stop()
         bus, self._own_bus = self._own_bus, None
         if bus is not None:
             await bus.close()
@@ -115,7 +145,7 @@ class Gateway:
         """Serve one ASGI scope: `http`, or `lifespan`. A `websocket` is refused."""
         if scope["type"] == "http":
             try:
-                response = await self._answer(scope, receive)
+                response = self._own_answer(scope) or await self._answer(scope, receive)
             except Exception:
                 logger.exception("carrying a request failed")
                 response = problem(HTTPError(500, "the gateway failed; its log says why", reason="gateway_failed"))
@@ -126,6 +156,23 @@ class Gateway:
         elif scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1008, "reason": "this gateway carries no WebSockets yet"})
+
+    def _own_answer(self, scope: Scope) -> Response | None:
+        """Return the answer to a health check, None for anything else."""
+        is_check = scope["method"] in ("GET", "HEAD") and scope["path"].endswith(("/healthz", "/readyz"))
+        if not self._health or not is_check:
+            return None
+        below = _path_below_mount(scope)
+        if below == b"/healthz":
+            return Response(body="ok\n")
+        if below == b"/readyz":
+            return Response(body="ready\n") if self.is_ready else problem(nats_down())
+        return None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests can be carried: started, and connected to NATS."""
+        return self._exchange is not None and self._exchange.bus.is_connected
 
     async def _live(self, receive: Receive, send: Send) -> None:
         while True:

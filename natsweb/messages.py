@@ -19,7 +19,7 @@ from natsweb.errors import BadPath
 from natsweb.headers import Headers, HeaderSource
 from natsweb.subjects import decode_token, path_tokens, to_path
 
-__all__ = ["After", "Call", "NotExecuted", "Request", "Response", "cookie_line", "quote_query"]
+__all__ = ["After", "Call", "Counts", "NotExecuted", "Request", "Response", "cookie_line", "quote_query"]
 
 
 def quote_query(query: str | bytes) -> str:
@@ -78,18 +78,31 @@ class After(Protocol):
         ...
 
 
+class Counts(Protocol):
+    """Where a request is counted, once its answer is there."""
+
+    def finish(self, nanoseconds: int, status: int) -> None:
+        """Count it."""
+        ...
+
+    def abandon(self) -> None:
+        """Do not count it."""
+        ...
+
+
 class Call:
     """A request as it came off the wire: attribute for attribute a `Request`, unvalidated and cheap.
 
     `tokens` are the canonical subject tokens of the path, `headers` field lines that are well-formed,
     `timeout` the seconds left until the answer is due, `sent` the sender's clock in unix ms or None. Whoever made the
-    call closes `after`, if the service has set it, when the last byte of the reply has gone.
+    call counts it in `counter`, which is its route's, and closes `after` when the last byte of the reply has gone.
     """
 
     __slots__ = (
         "after",
         "body",
         "client",
+        "counter",
         "headers",
         "method",
         "params",
@@ -129,6 +142,7 @@ class Call:
         self.root_path = ""
         self.params: dict[str, str] = {}
         self.after: After | None = None
+        self.counter: Counts | None = None
 
     @property
     def cookies(self) -> dict[str, str]:

@@ -15,7 +15,7 @@ import logging
 import os
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Self, cast
 
 from pydantic import PydanticUserError
@@ -23,9 +23,11 @@ from typing_extensions import TypeVar
 
 from natsweb.annotations import Place, line_of, name_of, resolve_hints
 from natsweb.binding import check_names
+from natsweb.counters import Counter
 from natsweb.errors import DeclarationError, HandlerFailed, HTTPError, SettingsError
 from natsweb.lifespans import Lifespan
 from natsweb.messages import Call, NotExecuted, Request, Response
+from natsweb.micro import METHOD, PATH, ROOT, ROUTES, STREAMS, WIRE, Endpoint, routes_hash
 from natsweb.middleware import Middleware, pass_through
 from natsweb.openapi import document
 from natsweb.params import Depends
@@ -45,7 +47,7 @@ L = TypeVar("L", bound=Callable[..., AsyncIterator[Any]])
 logger = logging.getLogger("natsweb.service")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Route:
     """One handler of a service: its template, methods, function, and what was compiled from them."""
 
@@ -57,6 +59,7 @@ class Route:
     middleware: tuple[Middleware, ...] = ()
     on_error: Mapping[type[Exception], OnError] | None = None
     is_plain: bool = False
+    counter: Counter = field(default_factory=Counter)
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -259,6 +262,16 @@ class Service(Router, Generic[S]):
         base = self.root if root is None else check_root(root)
         return minimal_cover(route.template.pattern(base) for route in self._matcher.endpoints)
 
+    def endpoints(self, root: str | None = None) -> list[tuple[Endpoint, Counter]]:
+        """Return what NATS micro services call endpoints, one for each route, with what they have done."""
+        base = self.root if root is None else check_root(root)
+        return [(_endpoint(route, base, self.queue), route.counter) for route in self._matcher.endpoints]
+
+    def metadata(self, root: str | None = None) -> dict[str, str]:
+        """Return what the service says of itself to NATS: wire version, root, a hash of its routes."""
+        endpoints = [endpoint for endpoint, _ in self.endpoints(root)]
+        return {WIRE: "1", ROOT: root or self.root, ROUTES: routes_hash(endpoints)}
+
     def url_for(self, name: str, /, **values: object) -> str:
         """Return the path of the route called `name` with its captures filled in; query parameters may be given, too.
 
@@ -385,6 +398,8 @@ class Service(Router, Generic[S]):
         try:
             return await self._behind_middleware(request, owner)
         finally:
+            if owner.counter is not None:
+                owner.counter.abandon()
             if owner.after is not None:
                 await owner.after.close()
 
@@ -407,6 +422,11 @@ class Service(Router, Generic[S]):
             if not isinstance(found, Match):
                 return _redirect_or_options(found, call)
             route, params = found
+            if owner.counter is not route.counter:
+                if owner.counter is not None:
+                    owner.counter.abandon()
+                owner.counter = route.counter
+                route.counter.started += 1
             recipe, to_response = route.recipe, route.to_response
             assert recipe is not None
             assert to_response is not None
@@ -535,6 +555,12 @@ class _Needs:
     guards: Sequence[Depends]
     overrides: Mapping[Any, Callable[..., Any]]
     services: Sequence[type] = (Service,)
+
+
+def _endpoint(route: Route, root: str, queue: str) -> Endpoint:
+    metadata = {METHOD: ",".join(route.methods), PATH: str(route.template), STREAMS: "no"}
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", route.name)
+    return Endpoint(name=name, subject=route.template.pattern(root), queue_group=queue, metadata=metadata)
 
 
 def _handler_of(error: BaseException, handlers: Mapping[type[Exception], OnError]) -> OnError | None:

@@ -18,6 +18,7 @@ from natsweb.errors import BadPath, SettingsError, SubjectTooLong
 __all__ = [
     "ANY",
     "MAX_SUBJECT",
+    "REPLY_PREFIXES",
     "REST",
     "check_root",
     "covers",
@@ -27,10 +28,12 @@ __all__ = [
     "join",
     "matches",
     "minimal_cover",
+    "overlap",
     "path_tokens",
     "subject_tokens",
     "to_path",
     "to_subject",
+    "tokens_below",
 ]
 
 #: Wildcard for exactly one token, and for one or more tokens at the end.
@@ -40,6 +43,9 @@ REST = ">"
 #: Longest subject in bytes. A protocol line (subject, reply, sizes) has 4096 in nats-server by default, and one
 #: that passes it closes the connection; replies and rewritten subjects of imports want their share.
 MAX_SUBJECT = 3072
+
+#: Where answers may go: inboxes, and what the server makes of them over imports and superclusters (docs/wire.md).
+REPLY_PREFIXES = ("_INBOX.", "_R_.", "_GR_.")
 
 _EMPTY = "%"
 _KEPT = r"A-Za-z0-9\-_~!$&'()+,;="
@@ -196,6 +202,32 @@ def covers(wide: str, narrow: str) -> bool:
         if index >= len(inner) or inner[index] == REST or (token not in (ANY, inner[index])):
             return False
     return len(outer) == len(inner)
+
+
+def overlap(one: str, other: str) -> bool:
+    """Tell whether some subject matches both patterns."""
+    first, second = one.split("."), other.split(".")
+    for index in range(max(len(first), len(second))):
+        left = first[index] if index < len(first) else None
+        right = second[index] if index < len(second) else None
+        if left is None or right is None:
+            return False
+        if REST in (left, right):
+            return True
+        if ANY not in (left, right) and left != right:
+            return False
+    return True
+
+
+def tokens_below(root: str, pattern: str) -> list[str] | None:
+    """Return what a pattern says of the tokens below `root`, or None if it matches nothing there."""
+    wanted = pattern.split(".")
+    for index, token in enumerate(root.split(".")):
+        if index < len(wanted) and wanted[index] == REST:
+            return [REST]
+        if index >= len(wanted) or wanted[index] not in (ANY, token):
+            return None
+    return wanted[root.count(".") + 1 :]
 
 
 def minimal_cover(patterns: Iterable[str]) -> list[str]:

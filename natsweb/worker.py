@@ -19,15 +19,12 @@ from natsweb.deadlines import Deadline, Deadlines
 from natsweb.errors import HandlerFailed, HTTPError, NatsRefused, Overloaded, ReplyTooLarge, Stopping, TimeUp, TooLarge
 from natsweb.messages import Call, Response
 from natsweb.replies import problem
-from natsweb.subjects import subject_tokens
+from natsweb.subjects import REPLY_PREFIXES, subject_tokens
 from natsweb.wire import decode_request, encode_response
 
-__all__ = ["REPLY_PREFIXES", "App", "Worker"]
+__all__ = ["App", "Worker"]
 
 logger = logging.getLogger("natsweb.worker")
-
-#: Where answers may go: inboxes, and what the server makes of them over imports and superclusters.
-REPLY_PREFIXES = ("_INBOX.", "_R_.", "_GR_.")
 
 _CLOCK_SKEW = 5.0
 

@@ -17,14 +17,15 @@ FLOORS = [
     ["headers", "subjects"],
     ["messages", "params", "paths"],
     ["annotations"],
-    ["wire", "streams", "routing", "binding", "replies", "middleware"],
+    ["wire", "streams", "routing", "binding", "replies", "middleware", "micro", "counters"],
     ["deadlines", "threads", "forms"],
-    ["asgi", "security", "scopes", "files", "bus", "exchange", "pipes", "catalogue"],
-    ["routers", "lifespans"],
+    ["asgi", "security", "scopes", "files", "bus", "pipes", "catalogue"],
+    ["routers", "lifespans", "exchange"],
     ["openapi"],
     ["service", "natsbus", "embedded"],
-    ["gateway", "worker", "discovery", "client"],
-    ["front"],
+    ["discovery"],
+    ["gateway", "worker", "client"],
+    ["front", "member"],
     ["cli", "testing"],
     ["__main__"],
 ]
@@ -33,7 +34,6 @@ FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in mod
 # Arrows between neighbours of one floor: each has a reason.
 NEIGHBOURS = {
     "settings": {"errors"},
-    "exchange": {"bus"},
 }
 # Arrows upwards, by name at run time: `Service.run` is the command line's `run` for one service.
 LATE = {("service", "cli")}

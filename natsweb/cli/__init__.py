@@ -1,4 +1,4 @@
-"""The command line: `natsweb run`, `gateway`, `dev`, `routes`.
+"""The command line: `natsweb run`, `gateway`, `dev`, and what looks at services and at NATS.
 
 One file per command; each imports what it needs when it runs, so that `natsweb --help` answers at once. Errors
 that a person can mend come out in three parts on stderr. Exit codes:
@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from natsweb import __version__
-from natsweb.cli import dev, gateway, routes, run
+from natsweb.cli import call, check, cluster, dev, gateway, routes, run, sniff
 from natsweb.cli.console import print_mistake
 from natsweb.errors import Mistake
 
@@ -33,6 +33,11 @@ app.command("run")(run.command)
 app.command("gateway")(gateway.command)
 app.command("dev")(dev.command)
 app.command("routes")(routes.command)
+app.command("check")(check.command)
+app.command("ls")(cluster.list_services)
+app.command("ping")(cluster.ping)
+app.command("call")(call.command)
+app.command("sniff")(sniff.command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -17,6 +17,7 @@ from natsweb.cli.lifecycle import (
     nats_settings,
     run_until_done,
 )
+from natsweb.errors import SettingsError
 
 __all__ = ["command"]
 
@@ -33,6 +34,13 @@ def command(
         float,
         typer.Option("--timeout", envvar="NATSWEB_TIMEOUT", metavar="SECONDS", help="Time a request may take."),
     ] = 10.0,
+    discovery: Annotated[
+        bool, typer.Option("--discovery/--no-discovery", help="Know which services are there, and name the one meant.")
+    ] = True,
+    known_only: Annotated[
+        bool, typer.Option("--known-only", help="404 at once for what no service has claimed, without asking NATS.")
+    ] = False,
+    health: Annotated[bool, typer.Option("--health/--no-health", help="Answer /healthz and /readyz.")] = True,
     grace: GraceOption = 25.0,
     wait: WaitOption = 0.0,
     verbose: VerboseOption = False,
@@ -43,10 +51,15 @@ def command(
     set_up_logging(verbose)
     check_root(root)
     settings = nats_settings(nats, context)
-    finish(run_until_done(lambda: _serve(root, host, port, settings, timeout=timeout, grace=grace, wait=wait)))
+    if known_only and not discovery:
+        raise SettingsError("--known-only wants the catalogue that --no-discovery leaves out", fix="drop one of them")
+    options = {"timeout": timeout, "discovery": discovery, "known_only": known_only, "health": health}
+    finish(run_until_done(lambda: _serve(root, host, port, settings, options, grace=grace, wait=wait)))
 
 
-async def _serve(root: str, host: str, port: int, nats: Any, *, timeout: float, grace: float, wait: float) -> int:
+async def _serve(
+    root: str, host: str, port: int, nats: Any, options: dict[str, Any], *, grace: float, wait: float
+) -> int:
     from natsweb.front import Front
     from natsweb.gateway import Gateway
     from natsweb.natsbus import connect
@@ -57,7 +70,7 @@ async def _serve(root: str, host: str, port: int, nats: Any, *, timeout: float, 
     if bus is None:
         return 0
     try:
-        async with Gateway(root, bus=bus, timeout=timeout) as gateway:
+        async with Gateway(root, bus=bus, **options) as gateway:
             front = Front(gateway, host=host, port=port, grace=grace)
             await front.start()
             print_ready("natsweb gateway", {"http": front.url, "nats": bus.server, "root": root})

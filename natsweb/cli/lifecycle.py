@@ -13,7 +13,7 @@ import platform
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -24,10 +24,12 @@ __all__ = [
     "AppDirOption",
     "ContextOption",
     "GraceOption",
+    "JsonOption",
     "NatsOption",
     "Stop",
     "VerboseOption",
     "WaitOption",
+    "connected",
     "connection_name",
     "finish",
     "nats_settings",
@@ -48,6 +50,21 @@ GraceOption = Annotated[
 ]
 AppDirOption = Annotated[str, typer.Option("--app-dir", metavar="DIR", help="Folder to import the app from.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")]
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@contextlib.asynccontextmanager
+async def connected(url: str | None, context: str | None, name: str) -> AsyncIterator[Any]:
+    """Give a connection to NATS, as flags, environment and context files say; raises `NatsUnreachable`."""
+    from natsweb.natsbus import connect
+
+    bus = await connect(nats_settings(url, context), name=connection_name(name))
+    try:
+        yield bus
+    finally:
+        await bus.close()
 
 
 def nats_settings(url: str | None, context: str | None) -> Nats:

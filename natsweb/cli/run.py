@@ -52,6 +52,10 @@ def command(
     timeout: Annotated[
         float, typer.Option("--timeout", metavar="SECONDS", help="Time for requests that say none.")
     ] = 10.0,
+    on_overlap: Annotated[
+        str,
+        typer.Option("--on-overlap", metavar="warn|refuse", help="What to do if another service takes the same paths."),
+    ] = "warn",
     grace: GraceOption = 25.0,
     wait: WaitOption = 0.0,
     reply_prefix: Annotated[
@@ -81,9 +85,16 @@ def command(
         "root": root,
         "concurrency": concurrency,
         "timeout": timeout,
+        "on_overlap": _checked(on_overlap),
         "reply_prefixes": _reply_prefixes(settings, reply_prefix or []),
     }
     finish(run_until_done(lambda: _serve(services, settings, options, grace=grace, wait=wait, announce=announce)))
+
+
+def _checked(on_overlap: str) -> str:
+    if on_overlap not in ("warn", "refuse"):
+        raise SettingsError(f"--on-overlap {on_overlap} is neither warn nor refuse", fix="--on-overlap refuse")
+    return on_overlap
 
 
 def serve_here(services: Sequence[Any], *, nats: str | None, root: str | None) -> None:
@@ -115,8 +126,8 @@ async def _serve(
     wait: float,
     announce: str | None = None,
 ) -> int:
+    from natsweb.member import Member
     from natsweb.natsbus import connect
-    from natsweb.worker import Worker
 
     _check_names(services)
     stop = Stop()
@@ -125,13 +136,13 @@ async def _serve(
     bus = await stop.before(connect(nats, name=name, wait=wait))
     if bus is None:
         return 0
-    workers = [Worker(bus, service, **options) for service in services]
+    members = [Member(bus, service, **options) for service in services]
     try:
         for service in services:
             if await stop.before(_start(service)) is None:
                 return 0
-        for worker in workers:
-            await worker.start()
+        for member in members:
+            await member.start()
         if announce is None:
             for service in services:
                 print_ready(f"natsweb {service.name} {service.version}", _facts(service, bus, options.get("root")))
@@ -142,7 +153,7 @@ async def _serve(
                 [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(_parent_gone())],
                 return_when=asyncio.FIRST_COMPLETED,
             )
-        finished = await asyncio.gather(*[worker.stop(grace) for worker in workers])
+        finished = await asyncio.gather(*[member.stop(grace) for member in members])
     finally:
         for service in reversed(services):
             await service.stop()
@@ -183,7 +194,7 @@ def _warn_of_overlaps(services: Sequence[Any], root: str | None) -> None:
 
 def _reply_prefixes(nats: Any, more: list[str]) -> tuple[str, ...]:
     """Return where answers may go: everybody's inboxes, those of our own kind, and what a flag adds."""
-    from natsweb.worker import REPLY_PREFIXES
+    from natsweb.subjects import REPLY_PREFIXES
 
     return (*REPLY_PREFIXES, *(f"{prefix.rstrip('.')}." for prefix in (nats.inbox_prefix, *more)))
 
