@@ -10,9 +10,8 @@ import random
 import re
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
-from natsweb.bus import Bus, Message
+from natsweb.bus import Asked, Bus, Reply
 from natsweb.errors import (
     HeadersTooLarge,
     HTTPError,
@@ -28,7 +27,7 @@ from natsweb.messages import Response
 from natsweb.replies import problem
 from natsweb.settings import Limits
 from natsweb.subjects import check_root, to_subject
-from natsweb.wire import decode_response, encode_fields, encode_request, may_retry
+from natsweb.wire import RequestHead, decode_response, encode_fields, may_retry, request_head
 
 __all__ = ["FORWARDED_METHODS", "Done", "Exchange", "Flight", "Incoming", "address", "nats_down", "to_response"]
 
@@ -38,22 +37,39 @@ _RETRIES = 2
 _SETTLING = 2.0
 
 #: Gets the one outcome of a flight: the reply as it came, or what went wrong.
-Done = Callable[[Message | HTTPError], None]
+Done = Callable[[Reply | HTTPError], None]
 
 
-class Incoming(NamedTuple):
+class Incoming:
     """An HTTP request as a door of the gateway has it: bytes, but for the ASCII method.
 
     `raw_path` is still percent-encoded and below the gateway's mount; `fields` are the lines that may cross, as
-    `Exchange.encode_fields` gives them.
+    `Exchange.encode_fields` gives them. What the exchange makes of it stays with it: clients repeat their requests,
+    and a door may launch the same one again.
     """
 
-    method: str
-    raw_path: bytes
-    query: bytes
-    fields: bytes
-    client: str | None = None
-    scheme: str = "http"
+    __slots__ = ("client", "fields", "head", "method", "query", "raw_path", "scheme", "subject")
+
+    def __init__(
+        self,
+        method: str,
+        raw_path: bytes,
+        query: bytes,
+        fields: bytes,
+        client: str | None = None,
+        scheme: str = "http",
+    ) -> None:
+        self.method = method
+        self.raw_path = raw_path
+        self.query = query
+        self.fields = fields
+        self.client = client
+        self.scheme = scheme
+        self.subject = ""
+        self.head: RequestHead | None = None
+
+    def __repr__(self) -> str:
+        return f"<Incoming {self.method} {self.raw_path.decode('latin-1')}>"
 
 
 class _Budget:
@@ -74,55 +90,50 @@ class _Budget:
         return True
 
 
-class Flight:
+class Flight(Asked):
     """One request under way: from the first try to its one outcome."""
 
-    __slots__ = ("_attempt", "_cancel", "_deadline", "_done", "_exchange", "body", "incoming", "subject")
+    __slots__ = ("_attempt", "_deadline", "_done", "_exchange", "_head", "_timer", "body", "incoming")
 
-    def __init__(self, exchange: "Exchange", incoming: Incoming, subject: str, body: bytes, done: Done) -> None:
+    def __init__(self, exchange: "Exchange", incoming: Incoming, head: RequestHead, body: bytes, done: Done) -> None:
         self.incoming = incoming
-        self.subject = subject
         self.body = body
+        self.reply = b""
+        self._head = head
         self._exchange = exchange
         self._done: Done | None = done
         self._deadline = exchange.loop.time() + exchange.timeout
         self._attempt = 0
-        self._cancel: Callable[[], None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
-        return f"<Flight {self.subject}: {'over' if self._done is None else f'try {self._attempt}'}>"
+        return f"<Flight {self.incoming.subject}: {'over' if self._done is None else f'try {self._attempt}'}>"
 
     def send(self) -> None:
         """Try once (more)."""
-        exchange, incoming = self._exchange, self.incoming
+        exchange = self._exchange
         left = exchange.timeout if self._attempt == 0 else self._deadline - exchange.loop.time()
         if left <= 0:
             self.finish(TimeUp(f"no answer within {exchange.timeout:g} s"))
             return
-        header = encode_request(
-            incoming.method,
-            incoming.fields,
-            query=incoming.query,
-            timeout_ms=int(left * 1000),
-            sent_ms=int(time.time() * 1000),
-            client=incoming.client,
-            scheme=incoming.scheme,
-        )
         self._attempt += 1
+        self._timer = None
+        header = self._head.encode(int(left * 1000), int(time.time() * 1000))
         try:
-            self._cancel = exchange.bus.ask(
-                self.subject, self.body, header=header, timeout=left, answer=self._on_answer
-            )
+            exchange.bus.carry(self, self.incoming.subject, self.body, header, left)
         except NatsDown:
             self.finish(nats_down())
         except HTTPError as error:
             self.finish(error)
 
-    def _on_answer(self, outcome: Message | HTTPError) -> None:
-        self._cancel = None
-        if type(outcome) is Message:
-            if not may_retry(outcome.header):
-                self.finish(outcome)
+    def settle(self, outcome: Reply | HTTPError) -> None:
+        """Take what the bus says: try again where that can do no harm, else end."""
+        if type(outcome) is tuple:
+            if not may_retry(outcome[0]):
+                done, self._done = self._done, None
+                if done is not None:
+                    self._exchange.forget(self)
+                    done(outcome)
                 return
             # Another member may take it at once; after that, not all at the same time.
             pause = 0.0 if self._attempt == 1 else random.uniform(0.01, 0.03)
@@ -143,17 +154,15 @@ class Flight:
         loop = self._exchange.loop
         if not self._exchange.budget.spend() or loop.time() + pause >= self._deadline:
             return False
-        timer = loop.call_later(pause, self.send)
-        self._cancel = timer.cancel
+        self._timer = loop.call_later(pause, self.send)
         return True
 
     def wait(self, seconds: float, then: Callable[[], None]) -> None:
         """Call `then` after `seconds`, or at the deadline, unless something else happens first."""
         loop = self._exchange.loop
-        timer = loop.call_at(min(loop.time() + seconds, self._deadline), then)
-        self._cancel = timer.cancel
+        self._timer = loop.call_at(min(loop.time() + seconds, self._deadline), then)
 
-    def finish(self, outcome: Message | HTTPError) -> None:
+    def finish(self, outcome: Reply | HTTPError) -> None:
         """End with an outcome, unless it has ended."""
         done = self._done
         if done is not None:
@@ -164,9 +173,10 @@ class Flight:
         """End without an outcome: nobody waits for it any more."""
         if self._done is not None:
             self._done = None
-            if self._cancel is not None:
-                self._cancel()
-                self._cancel = None
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            self._exchange.bus.drop(self)
             self._exchange.forget(self)
 
 
@@ -231,14 +241,14 @@ class Exchange:
 
         Raises `HTTPError` for a request that cannot cross; nothing has been sent then.
         """
-        if incoming.method not in FORWARDED_METHODS:
-            _check_method(incoming.method)
-        subject = to_subject(self.root, incoming.raw_path.decode("latin-1"), limit=self.limits.subject)
+        head = incoming.head
+        if head is None:
+            head = self._prepare(incoming)
         size = len(incoming.fields) + len(body)
         if size > self.limits.margin and size > self.max_body:
             raise self.too_large()
         self._check_pending()
-        flight = Flight(self, incoming, subject, body, done)
+        flight = Flight(self, incoming, head, body, done)
         self._flights.add(flight)
         self._pending_bytes += len(body)
         self.budget.earn()
@@ -249,6 +259,16 @@ class Exchange:
             raise
         return flight
 
+    def _prepare(self, incoming: Incoming) -> RequestHead:
+        """Find out where a request goes, and what it says there."""
+        if incoming.method not in FORWARDED_METHODS:
+            _check_method(incoming.method)
+        incoming.subject = to_subject(self.root, incoming.raw_path.decode("latin-1"), limit=self.limits.subject)
+        incoming.head = request_head(
+            incoming.method, incoming.fields, query=incoming.query, client=incoming.client, scheme=incoming.scheme
+        )
+        return incoming.head
+
     def forget(self, flight: Flight) -> None:
         """Take a flight that is over off the books."""
         self._flights.discard(flight)
@@ -258,7 +278,7 @@ class Exchange:
 
     async def forward(self, incoming: Incoming, body: bytes) -> Response:
         """Return the response to a request; every failure is a response as well. Cancelling drops the request."""
-        landed: asyncio.Future[Message | HTTPError] = self.loop.create_future()
+        landed: asyncio.Future[Reply | HTTPError] = self.loop.create_future()
         try:
             flight = self.launch(incoming, body, landed.set_result)
         except HTTPError as error:
@@ -318,12 +338,12 @@ def _check_method(method: str) -> None:
         raise HTTPError(501, "this is not an HTTP method", reason="unknown_method")
 
 
-def to_response(outcome: Message | HTTPError, method: str) -> Response:
+def to_response(outcome: Reply | HTTPError, method: str) -> Response:
     """Return the response of a flight's outcome."""
     try:
         if isinstance(outcome, HTTPError):
             return problem(outcome)
-        return decode_response(outcome.header, outcome.payload, method=method)
+        return decode_response(*outcome, method=method)
     except HTTPError as error:
         return problem(error)
 

@@ -14,7 +14,7 @@ from collections.abc import Coroutine
 from typing import Any, Protocol
 
 from natsweb.bus import Bus, Message, Subscription
-from natsweb.deadlines import Deadline, Deadlines
+from natsweb.deadlines import Deadlines, Timed
 from natsweb.errors import HandlerFailed, HTTPError, NatsRefused, Overloaded, ReplyTooLarge, Stopping, TimeUp, TooLarge
 from natsweb.messages import Call, Response
 from natsweb.replies import problem
@@ -47,16 +47,16 @@ class App(Protocol):
         ...
 
 
-class _Job:
+class _Job(Timed):
     """One request under way: answered at most once."""
 
-    __slots__ = ("answered", "call", "deadline", "reply", "task")
+    __slots__ = ("answered", "call", "reply", "task", "timeout")
 
     def __init__(self, call: Call, reply: str) -> None:
         self.call = call
         self.reply = reply
         self.answered = False
-        self.deadline: Deadline | None = None
+        self.timeout = 0.0
         self.task: asyncio.Task[None] | None = None
 
 
@@ -85,7 +85,7 @@ class Worker:
         self._reply_prefixes = reply_prefixes
         self._jobs: set[_Job] = set()
         self._subscriptions: list[Subscription] = []
-        self._deadlines = Deadlines()
+        self._deadlines = Deadlines(lambda: self._jobs, self._time_up)
         self._loop = asyncio.get_running_loop()
         self._idle: asyncio.Event | None = None
 
@@ -154,9 +154,9 @@ class Worker:
         self._start(job)
 
     def _start(self, job: _Job) -> None:
-        timeout = self._timeout if job.call.timeout is None else job.call.timeout
+        job.timeout = timeout = self._timeout if job.call.timeout is None else job.call.timeout
+        job.due = self._deadlines.start(timeout)
         self._jobs.add(job)
-        job.deadline = self._deadlines.after(timeout, self._time_up, job, timeout)
         job.task = _new_task(self._run(job), self._loop)
 
     async def _run(self, job: _Job) -> None:
@@ -172,15 +172,13 @@ class Worker:
             response = problem(HandlerFailed("the service failed; its log says why"))
         finally:
             self._jobs.discard(job)
-            if job.deadline is not None:
-                job.deadline.cancel()
             job.task = None  # no cycle stays behind for the garbage collector
             if self._idle is not None and not self._jobs:
                 self._idle.set()
         self._answer(job, response)
 
-    def _time_up(self, job: _Job, timeout: float) -> None:
-        self._answer(job, problem(TimeUp(f"the handler did not answer within {timeout:g} s")))
+    def _time_up(self, job: _Job) -> None:
+        self._answer(job, problem(TimeUp(f"the handler did not answer within {job.timeout:g} s")))
         self._cancel(job)
 
     @staticmethod

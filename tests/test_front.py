@@ -1267,7 +1267,7 @@ async def test_a_fault_of_the_bus_leaves_no_flight(house, fast, monkeypatch):
         raise RuntimeError("secret")
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(house.gateway.exchange.bus), "ask", fail)
+        patch.setattr(type(house.gateway.exchange.bus), "carry", fail)
         assert (await ping(house.fronts[fast])).status == 500
     left = house.flights
     house.gateway.exchange._flights.clear()

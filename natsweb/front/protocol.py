@@ -16,7 +16,7 @@ import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from natsweb.bus import Message
+from natsweb.bus import Reply
 from natsweb.errors import BadRequest, HeadersTooLarge, HTTPError, MethodNotAllowed, SubjectTooLong, phrase
 from natsweb.exchange import FORWARDED_METHODS, Exchange, Flight, Incoming, address
 from natsweb.front.strict import Head, check_head, split_target
@@ -463,18 +463,18 @@ class Connection(HttpToolsProtocol):
         if self._running is item:
             self._flight = flight
 
-    def _landed(self, outcome: Message | HTTPError) -> None:
+    def _landed(self, outcome: Reply | HTTPError) -> None:
         """Write the outcome of the flight under way."""
         self._flight = None
         item = self._running
         if isinstance(item, _Ready) and not self.transport.is_closing():
             self._answer(item, outcome)
 
-    def _answer(self, item: _Ready, outcome: Message | HTTPError) -> None:
+    def _answer(self, item: _Ready, outcome: Reply | HTTPError) -> None:
         try:
             if isinstance(outcome, HTTPError):
                 raise outcome
-            status, lines, body = decode_reply(outcome.header, outcome.payload, item.method)
+            status, lines, body = decode_reply(*outcome, item.method)
         except HTTPError as error:
             response = problem(error)
             status, lines, body = response.status, response.headers.block, response.body
