@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol, TypeAlias
 
 from natsweb.deadlines import Deadlines, Timed
@@ -182,12 +182,9 @@ class Inbox:
 
     def __init__(self, prefix: str = "_INBOX") -> None:
         self.subject = f"{prefix}.{os.urandom(16).hex()}"
-        self._start = f"{self.subject}.".encode("latin-1")
+        self._replies = _reply_subjects(f"{self.subject}.".encode("latin-1"))
         self._pending: dict[bytes, Asked] = {}  # by reply subject
         self._deadlines = Deadlines(self._pending.values, self._time_up)
-        self._counter = 0
-        self._random = b""
-        self._drawn = 0
         self.unclaimed = 0
 
     @property
@@ -200,12 +197,7 @@ class Inbox:
 
     def open(self, asked: Asked, timeout: float) -> bytes:
         """Wait for the reply to a new request; return its reply subject."""
-        drawn = self._drawn
-        if drawn == len(self._random):
-            self._random, drawn = os.urandom(2048).hex().encode(), 0
-        self._drawn = drawn + 16
-        self._counter += 1
-        asked.reply = reply = b"%b%x-%b" % (self._start, self._counter, self._random[drawn : drawn + 16])
+        asked.reply = reply = next(self._replies)
         asked.timeout = timeout
         asked.due = self._deadlines.start(timeout)
         self._pending[reply] = asked
@@ -251,6 +243,16 @@ class Inbox:
     def close(self) -> None:
         """Disarm the deadlines; `fail_all` comes first."""
         self._deadlines.close()
+
+
+def _reply_subjects(start: bytes) -> Iterator[bytes]:
+    """Yield reply subjects without end: a counter makes each the only one, 64 random bits unguessable."""
+    counter = 0
+    while True:
+        drawn = os.urandom(2048).hex().encode()
+        for at in range(0, len(drawn), 16):
+            counter += 1
+            yield b"%b%x-%b" % (start, counter, drawn[at : at + 16])
 
 
 class Asking:

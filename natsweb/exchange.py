@@ -81,7 +81,8 @@ class _Budget:
         self._left = reserve
 
     def earn(self) -> None:
-        self._left = min(self._reserve, self._left + self._share)
+        if self._left < self._reserve:
+            self._left += self._share
 
     def spend(self) -> bool:
         if self._left < 1.0:
@@ -95,6 +96,9 @@ class Flight(Asked):
 
     __slots__ = ("_attempt", "_deadline", "_done", "_exchange", "_head", "_timer", "body", "incoming")
 
+    #: When the whole of it is due: set by the first try, as `due` is by each.
+    _deadline: float
+
     def __init__(self, exchange: "Exchange", incoming: Incoming, head: RequestHead, body: bytes, done: Done) -> None:
         self.incoming = incoming
         self.body = body
@@ -102,7 +106,6 @@ class Flight(Asked):
         self._head = head
         self._exchange = exchange
         self._done: Done | None = done
-        self._deadline = exchange.loop.time() + exchange.timeout
         self._attempt = 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -125,6 +128,9 @@ class Flight(Asked):
             self.finish(nats_down())
         except HTTPError as error:
             self.finish(error)
+        else:
+            if self._attempt == 1:
+                self._deadline = self.due
 
     def settle(self, outcome: Reply | HTTPError) -> None:
         """Take what the bus says: try again where that can do no harm, else end."""

@@ -860,6 +860,7 @@ ODD = {
     "a request line as a header": b"GET /smuggled HTTP/1.1\r\n" + req(),
     "two": req() + req(),
     "long target": b"GET /echo/" + b"a" * 3500 + b" HTTP/1.1" + _LINES,
+    "long query": b"GET /echo/x?" + b"a" * 9000 + b" HTTP/1.1" + _LINES,
 }
 
 

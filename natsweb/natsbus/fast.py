@@ -72,12 +72,12 @@ class FastBus(NatsBus):
         client = self._client
         if not self._up or client._status != Client.CONNECTED:
             raise NatsDown("there is no connection to NATS")
+        size = len(payload)
         if header is None:
-            size = len(payload)
             frame = b"PUB %b %b %d\r\n%b\r\n" % (subject, reply, size, payload)
         else:
             length = len(header)
-            size = length + len(payload)
+            size += length
             frame = b"HPUB %b %b %d %d\r\n%b%b\r\n" % (subject, reply, length, size, header, payload)
         check_message(subject, reply, size, client._max_payload)
         if self._out_bytes > _MAX_UNSENT:
