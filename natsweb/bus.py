@@ -7,19 +7,30 @@ holds it equal to a real server. This module knows no HTTP and no nats-py.
 """
 
 import asyncio
-import functools
 import logging
 import os
 import random
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol, TypeAlias
 
-from natsweb.deadlines import Deadline, Deadlines
+from natsweb.deadlines import Deadlines, Timed
 from natsweb.errors import Disconnected, HTTPError, NatsDown, NoService, TimeUp, TooLarge
 from natsweb.subjects import ANY, matches
 from natsweb.wire import is_no_responders
 
-__all__ = ["Answer", "Asking", "Bus", "Inbox", "MemoryBus", "Message", "Receive", "Subscription", "request"]
+__all__ = [
+    "Answer",
+    "Asked",
+    "Asking",
+    "Bus",
+    "Inbox",
+    "MemoryBus",
+    "Message",
+    "Receive",
+    "Reply",
+    "Subscription",
+    "request",
+]
 
 logger = logging.getLogger("natsweb.bus")
 
@@ -41,6 +52,26 @@ Receive = Callable[[Message], None]
 
 #: Gets the one outcome of an `ask`: the reply, or why there is none.
 Answer = Callable[[Message | HTTPError], None]
+
+#: Header block and payload of a reply.
+Reply: TypeAlias = tuple[bytes | None, bytes]
+
+
+class Asked(Timed):
+    """A request under way on a bus, which hears what becomes of it.
+
+    Whoever has more to keep for a request derives from it: one object for each is enough (tests/benchmarks).
+    """
+
+    __slots__ = ("reply", "timeout")
+
+    # The reply subject, and the seconds that were left: the bus sets both.
+    reply: bytes
+    timeout: float
+
+    def settle(self, outcome: Reply | HTTPError) -> None:
+        """Take the one outcome: a reply, or why there is none."""
+        raise NotImplementedError
 
 
 class Subscription(Protocol):
@@ -89,6 +120,12 @@ class Bus(Protocol):
         """Return an unguessable subject where answers of many may go; it is to be subscribed to."""
         ...
 
+    def carry(self, asked: Asked, subject: str, payload: bytes, header: bytes | None, timeout: float) -> None:
+        """Send a request as `ask` does, for one who has an object for it anyway; its `settle` is called once, later."""
+
+    def drop(self, asked: Asked) -> None:
+        """Forget a request that `carry` has sent, if it is still under way: a later reply goes nowhere."""
+
     async def subscribe(self, subject: str, receive: Receive, *, queue: str = "") -> Subscription:
         """Receive what is sent on `subject` (with wildcards); with `queue`, one member of that group gets each."""
         ...
@@ -125,6 +162,21 @@ async def request(
         drop()
 
 
+class _Called(Asked):
+    """A request whose outcome goes to a callback."""
+
+    __slots__ = ("_answer",)
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+
+    def settle(self, outcome: Reply | HTTPError) -> None:
+        if isinstance(outcome, HTTPError):
+            self._answer(outcome)
+        else:
+            self._answer(Message(self.reply.decode("latin-1"), "", *outcome))
+
+
 class Inbox:
     """The requests of one connection that wait for a reply, below one unguessable subject.
 
@@ -135,11 +187,9 @@ class Inbox:
     def __init__(self, prefix: str = "_INBOX") -> None:
         self._prefix = prefix
         self.subject = self.fresh()
-        self._pending: dict[str, tuple[Answer, float, Deadline]] = {}  # by reply subject
-        self._deadlines = Deadlines()
-        self._counter = 0
-        self._random = ""
-        self._drawn = 0
+        self._replies = _reply_subjects(f"{self.subject}.".encode("latin-1"))
+        self._pending: dict[bytes, Asked] = {}  # by reply subject
+        self._deadlines = Deadlines(self._pending.values, self._time_up)
         self.unclaimed = 0
 
     def fresh(self) -> str:
@@ -154,57 +204,64 @@ class Inbox:
     def __len__(self) -> int:
         return len(self._pending)
 
-    def open(self, timeout: float, answer: Answer) -> str:
-        """Return the reply subject of a new request."""
-        drawn = self._drawn
-        if drawn == len(self._random):
-            self._random, drawn = os.urandom(2048).hex(), 0
-        self._drawn = drawn + 16
-        self._counter += 1
-        reply = f"{self.subject}.{self._counter:x}-{self._random[drawn : drawn + 16]}"
-        self._pending[reply] = (answer, timeout, self._deadlines.after(timeout, self._time_up, reply))
+    def open(self, asked: Asked, timeout: float) -> bytes:
+        """Wait for the reply to a new request; return its reply subject."""
+        asked.reply = reply = next(self._replies)
+        asked.timeout = timeout
+        asked.due = self._deadlines.start(timeout)
+        self._pending[reply] = asked
         return reply
 
-    def _time_up(self, reply: str) -> None:
-        timeout = self._pending[reply][1]
-        self.settle(reply, TimeUp(f"no answer within {timeout:g} s"))
+    def _time_up(self, asked: Asked) -> None:
+        self.settle(asked.reply, TimeUp(f"no answer within {asked.timeout:g} s"))
 
-    def drop(self, reply: str) -> None:
+    def drop(self, asked: Asked) -> None:
         """Forget a request; its answer will go nowhere."""
-        pending = self._pending.pop(reply, None)
-        if pending is not None:
-            pending[2].cancel()
+        self._pending.pop(asked.reply, None)
 
     def receive(self, message: Message) -> None:
-        """Take a message on the inbox; one that nobody waits for is counted and dropped."""
-        if is_no_responders(message.header):
-            self.settle(message.subject, NoService("no service listens on this path"))
-        else:
-            self.settle(message.subject, message)
+        """Take a message on the inbox: see `take`."""
+        self.take(message.subject.encode("latin-1"), b"", message.header, message.payload)
 
-    def settle(self, reply: str, outcome: Message | HTTPError) -> None:
-        """Give the request of `reply` its outcome, unless it has one."""
-        pending = self._pending.pop(reply, None)
-        if pending is None:
+    def take(self, subject: bytes, _: bytes, header: bytes | None, payload: bytes) -> None:
+        """Take a message on the inbox in raw parts; one that nobody waits for is counted and dropped."""
+        asked = self._pending.pop(subject, None)
+        if asked is None:
             self.unclaimed += 1
-            return
-        pending[2].cancel()
-        pending[0](outcome)
+        elif not payload and is_no_responders(header):
+            asked.settle(NoService("no service listens on this path"))
+        else:
+            asked.settle((header, payload))
+
+    def settle(self, reply: bytes, error: HTTPError) -> None:
+        """End the request of `reply` with `error`, unless it has its outcome."""
+        asked = self._pending.pop(reply, None)
+        if asked is not None:
+            asked.settle(error)
 
     def fail_all(self, error: HTTPError) -> None:
         """End every request with `error`."""
-        waiting, self._pending = self._pending, {}
-        for _, _, deadline in waiting.values():
-            deadline.cancel()
-        for answer, _, _ in waiting.values():
+        waiting = list(self._pending.values())
+        self._pending.clear()
+        for asked in waiting:
             try:
-                answer(error)
+                asked.settle(error)
             except Exception:
                 logger.exception("an answer's callback failed")
 
     def close(self) -> None:
         """Disarm the deadlines; `fail_all` comes first."""
         self._deadlines.close()
+
+
+def _reply_subjects(start: bytes) -> Iterator[bytes]:
+    """Yield reply subjects without end: a counter makes each the only one, 64 random bits unguessable."""
+    counter = 0
+    while True:
+        drawn = os.urandom(2048).hex().encode()
+        for at in range(0, len(drawn), 16):
+            counter += 1
+            yield b"%b%x-%b" % (start, counter, drawn[at : at + 16])
 
 
 class Asking:
@@ -224,13 +281,22 @@ class Asking:
         self, subject: str, payload: bytes, *, header: bytes | None = None, timeout: float, answer: Answer
     ) -> Callable[[], None]:
         """Send a request: see `Bus.ask`."""
-        reply = self._inbox.open(timeout, answer)
+        asked = _Called(answer)
+        self.carry(asked, subject, payload, header, timeout)
+        return lambda: self.drop(asked)
+
+    def carry(self, asked: Asked, subject: str, payload: bytes, header: bytes | None, timeout: float) -> None:
+        """Send a request: see `Bus.carry`."""
+        reply = self._inbox.open(asked, timeout)
         try:
-            self.publish(subject, payload, header=header, reply=reply)
+            self.publish(subject, payload, header=header, reply=reply.decode("latin-1"))
         except HTTPError:
-            self._inbox.drop(reply)
+            self._inbox.drop(asked)
             raise
-        return functools.partial(self._inbox.drop, reply)
+
+    def drop(self, asked: Asked) -> None:
+        """Forget a request: see `Bus.drop`."""
+        self._inbox.drop(asked)
 
 
 class _MemorySubscription:

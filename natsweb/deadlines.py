@@ -1,99 +1,88 @@
-"""One timer for all deadlines of a process.
+"""One timer for all deadlines of one holder.
 
-Setting and cancelling a deadline, which every request does, is one set operation each; the event loop sees a
-single timer that is armed for the earliest deadline. A deadline fires at its time or up to one tick later,
-never earlier. Must be used from the thread of its event loop.
+What has a deadline carries it itself, and its holder (an inbox, a worker) keeps what is under way anyway. So setting
+a deadline is one comparison, and what is over before its time just leaves its holder: nothing is armed or
+cancelled for a request. A single timer, armed for the earliest deadline that it was told of, looks through all that
+is held. A deadline fires at its time or up to `slack` later, never earlier. For one event loop, from its thread.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import Any
+import math
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
 
-__all__ = ["Deadline", "Deadlines"]
+__all__ = ["Deadlines", "Timed"]
 
 logger = logging.getLogger("natsweb")
 
 
-class Deadline:
-    """One armed deadline; `cancel()` may be called at any time, also after it has fired."""
+class Timed:
+    """Something under way that has a deadline; `due` is in the event loop's time."""
 
-    __slots__ = ("_bucket", "arguments", "callback")
+    __slots__ = ("due",)
 
-    def __init__(self, bucket: "set[Deadline]", callback: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-        self._bucket = bucket
-        self.callback = callback
-        self.arguments = arguments
-
-    def cancel(self) -> None:
-        """Disarm the deadline, and let go of what it holds: whoever owns it is often among that."""
-        self._bucket.discard(self)
-        self.arguments = ()
+    due: float
 
 
-class Deadlines:
-    """Deadlines in buckets of `tick` seconds."""
+T = TypeVar("T", bound=Timed)
 
-    def __init__(self, tick: float = 0.02) -> None:
-        self._tick = tick
-        self._buckets: dict[int, set[Deadline]] = {}
+
+class Deadlines(Generic[T]):
+    """Watches the deadlines of what `held` returns; looks at most every `slack` seconds.
+
+    `time_up` gets each that is due, and also one that another's call has ended in the same moment.
+    """
+
+    def __init__(self, held: Callable[[], Iterable[T]], time_up: Callable[[T], None], slack: float = 0.01) -> None:
+        self._held = held
+        self._time_up = time_up
+        self._slack = slack
         self._timer: asyncio.TimerHandle | None = None
-        self._armed_for = 0
+        self._armed_for = math.inf
         self._loop: asyncio.AbstractEventLoop | None = None
-
-    def __len__(self) -> int:
-        return sum(len(bucket) for bucket in self._buckets.values())
+        self._closed = False
 
     def __repr__(self) -> str:
-        return f"<Deadlines: {len(self)} armed>"
+        return f"<Deadlines: {'idle' if self._timer is None else 'armed'}>"
 
-    def after(self, seconds: float, callback: Callable[..., None], *arguments: Any) -> Deadline:
-        """Arm a deadline; `callback(*arguments)` runs in the event loop, and an exception of it is logged."""
+    def start(self, seconds: float) -> float:
+        """Return what is due in `seconds`; whoever gets it as `due` has to be held before the event loop goes on."""
         loop = self._loop
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()
-        number = int((loop.time() + (seconds if seconds > 0.0 else 0.0)) / self._tick) + 1
-        bucket = self._buckets.get(number)
-        if bucket is None:
-            bucket = self._buckets[number] = set()
-        deadline = Deadline(bucket, callback, arguments)
-        bucket.add(deadline)
-        if self._timer is None or number < self._armed_for:
-            self._arm(loop, number)
-        return deadline
+        due = loop.time() + seconds
+        if due < self._armed_for:
+            self._arm(loop, due)
+        return due
 
-    def _arm(self, loop: asyncio.AbstractEventLoop, number: int) -> None:
+    def _arm(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
+        if self._closed:
+            return
         if self._timer is not None:
             self._timer.cancel()
-        self._armed_for = number
-        self._timer = loop.call_at(number * self._tick, self._turn, loop)
+        self._armed_for = due
+        self._timer = loop.call_at(due + self._slack, self._look, loop)
 
-    def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._timer = None
-        now = loop.time() / self._tick
-        for number in sorted(self._buckets):
-            if number > now + 0.001:
-                break
-            bucket = self._buckets.get(number)
-            while bucket:
-                deadline = bucket.pop()
-                try:
-                    deadline.callback(*deadline.arguments)
-                except Exception:
-                    logger.exception("a deadline's callback failed")
-        self._forget_empty()
-        if self._buckets:
-            self._arm(loop, min(self._buckets))
-
-    def _forget_empty(self) -> None:
-        for number in [number for number, bucket in self._buckets.items() if not bucket]:
-            del self._buckets[number]
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Fire what is due, and wait for the earliest of the rest."""
+        self._timer, self._armed_for = None, math.inf
+        now = loop.time()
+        for one in [one for one in self._held() if one.due <= now]:
+            if self._closed:
+                return
+            one.due = math.inf  # once, even if it stays
+            try:
+                self._time_up(one)
+            except Exception:
+                logger.exception("a deadline's callback failed")
+        earliest = min([one.due for one in self._held()], default=math.inf)
+        if earliest < self._armed_for:
+            self._arm(loop, earliest)
 
     def close(self) -> None:
-        """Disarm everything."""
+        """Fire nothing any more; what is held is its holder's business."""
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for bucket in self._buckets.values():
-            bucket.clear()
-        self._buckets.clear()

@@ -260,13 +260,22 @@ def overlaps(info: Info, others: Iterable[Info]) -> list[Overlap]:
 class Directory:
     """The catalogue of the services below `root`, kept up to date from `start` to `stop`.
 
-    `on_change` is called when requests may be somebody else's from now on.
+    `on_change` is called when requests may be somebody else's from now on, `on_gone` for a service that has
+    left without a word.
     """
 
-    def __init__(self, bus: Bus, root: str, *, on_change: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        root: str,
+        *,
+        on_change: Callable[[], None] = lambda: None,
+        on_gone: Callable[[str], None] = lambda name: None,
+    ) -> None:
         self.catalogue = Catalogue(root)
         self._bus = bus
-        self._on_change = on_change or (lambda: None)
+        self._on_change = on_change
+        self._on_gone = on_gone
         self._loop = asyncio.get_running_loop()
         self._subscriptions: list[Subscription] = []
         self._inbox = bus.new_inbox()
@@ -398,6 +407,7 @@ class Directory:
             if isinstance(outcome, NoService) and self.catalogue.drop_service(name, self._loop.time()):
                 logger.warning("%s is gone", name)
                 self._on_change()
+                self._on_gone(name)
 
         with contextlib.suppress(HTTPError):
             self._bus.ask(f"{PREFIX}.{PING}.{name}", b"", timeout=_PING_TIME, answer=answer)

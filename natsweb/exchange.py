@@ -10,11 +10,12 @@ import random
 import re
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-from natsweb.bus import Bus, Message
+from natsweb.bus import Asked, Bus, Reply
 from natsweb.catalogue import Owner
 from natsweb.errors import (
+    Disconnected,
     HeadersTooLarge,
     HTTPError,
     MethodNotAllowed,
@@ -29,7 +30,7 @@ from natsweb.messages import Response
 from natsweb.replies import problem
 from natsweb.settings import Limits
 from natsweb.subjects import check_root, to_subject
-from natsweb.wire import decode_response, encode_fields, encode_request, may_retry
+from natsweb.wire import RequestHead, decode_response, encode_fields, may_retry, request_head
 
 __all__ = ["FORWARDED_METHODS", "Done", "Exchange", "Flight", "Incoming", "address", "nats_down", "to_response"]
 
@@ -37,9 +38,11 @@ _METHOD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Z]{1,32}").fullmatch
 FORWARDED_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 _RETRIES = 2
 _SETTLING = 2.0
+_SILENCE = 0.2  # after which a service that was meant is asked whether it is there (docs/wire.md)
+_STARTING = 1.0
 
 #: Gets the one outcome of a flight: the reply as it came, or what went wrong.
-Done = Callable[[Message | HTTPError], None]
+Done = Callable[[Reply | HTTPError], None]
 
 
 class Directory(Protocol):
@@ -58,19 +61,38 @@ class Directory(Protocol):
         ...
 
 
-class Incoming(NamedTuple):
+class Incoming:
     """An HTTP request as a door of the gateway has it: bytes, but for the ASCII method.
 
     `raw_path` is still percent-encoded and below the gateway's mount; `fields` are the lines that may cross, as
-    `Exchange.encode_fields` gives them.
+    `Exchange.encode_fields` gives them. What the exchange makes of it stays with it, until services come or go:
+    clients repeat their requests, and a door may launch the same one again. `owner` is the service that is meant.
     """
 
-    method: str
-    raw_path: bytes
-    query: bytes
-    fields: bytes
-    client: str | None = None
-    scheme: str = "http"
+    __slots__ = ("client", "fields", "head", "method", "owner", "query", "raw_path", "scheme", "subject", "turn")
+
+    def __init__(
+        self,
+        method: str,
+        raw_path: bytes,
+        query: bytes,
+        fields: bytes,
+        client: str | None = None,
+        scheme: str = "http",
+    ) -> None:
+        self.method = method
+        self.raw_path = raw_path
+        self.query = query
+        self.fields = fields
+        self.client = client
+        self.scheme = scheme
+        self.subject = ""
+        self.head: RequestHead | None = None
+        self.owner: Owner | None = None
+        self.turn = 0
+
+    def __repr__(self) -> str:
+        return f"<Incoming {self.method} {self.raw_path.decode('latin-1')}>"
 
 
 class _Budget:
@@ -82,7 +104,8 @@ class _Budget:
         self._left = reserve
 
     def earn(self) -> None:
-        self._left = min(self._reserve, self._left + self._share)
+        if self._left < self._reserve:
+            self._left += self._share
 
     def spend(self) -> bool:
         if self._left < 1.0:
@@ -91,23 +114,26 @@ class _Budget:
         return True
 
 
-class Flight:
+class Flight(Asked):
     """One request under way: from the first try to its one outcome."""
 
-    __slots__ = ("_attempt", "_cancel", "_deadline", "_done", "_exchange", "body", "incoming", "subject")
+    __slots__ = ("_attempt", "_deadline", "_done", "_exchange", "_timer", "body", "incoming", "sent_to")
 
-    def __init__(self, exchange: "Exchange", incoming: Incoming, subject: str, body: bytes, done: Done) -> None:
+    #: When the whole of it is due: set by the first try, as `due` is by each.
+    _deadline: float
+
+    def __init__(self, exchange: "Exchange", incoming: Incoming, body: bytes, done: Done) -> None:
         self.incoming = incoming
-        self.subject = subject
         self.body = body
+        self.reply = b""
+        self.sent_to: Owner | None = None
         self._exchange = exchange
         self._done: Done | None = done
-        self._deadline = exchange.loop.time() + exchange.timeout
         self._attempt = 0
-        self._cancel: Callable[[], None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
-        return f"<Flight {self.subject}: {'over' if self._done is None else f'try {self._attempt}'}>"
+        return f"<Flight {self.incoming.subject}: {'over' if self._done is None else f'try {self._attempt}'}>"
 
     def send(self) -> None:
         """Try once (more)."""
@@ -116,30 +142,38 @@ class Flight:
         if left <= 0:
             self.finish(TimeUp(f"no answer within {exchange.timeout:g} s"))
             return
-        header = encode_request(
-            incoming.method,
-            incoming.fields,
-            query=incoming.query,
-            timeout_ms=int(left * 1000),
-            sent_ms=int(time.time() * 1000),
-            client=incoming.client,
-            scheme=incoming.scheme,
-        )
+        head = incoming.head
+        if head is None or incoming.turn != exchange.turns:
+            try:
+                head = exchange.prepare(incoming)
+            except HTTPError as error:
+                self.finish(error)
+                return
+        self.sent_to = owner = incoming.owner
+        if owner is not None and owner.is_starting:
+            exchange.wait_for_start(self)
+            return
         self._attempt += 1
+        self._timer = None
+        header = head.encode(int(left * 1000), int(time.time() * 1000))
         try:
-            self._cancel = exchange.bus.ask(
-                self.subject, self.body, header=header, timeout=left, answer=self._on_answer
-            )
+            exchange.bus.carry(self, incoming.subject, self.body, header, left)
         except NatsDown:
             self.finish(nats_down())
         except HTTPError as error:
             self.finish(error)
+        else:
+            if self._attempt == 1:
+                self._deadline = self.due
 
-    def _on_answer(self, outcome: Message | HTTPError) -> None:
-        self._cancel = None
-        if type(outcome) is Message:
-            if not may_retry(outcome.header):
-                self.finish(outcome)
+    def settle(self, outcome: Reply | HTTPError) -> None:
+        """Take what the bus says: try again where that can do no harm, else end."""
+        if type(outcome) is tuple:
+            if not may_retry(outcome[0]):
+                done, self._done = self._done, None
+                if done is not None:
+                    self._exchange.forget(self)
+                    done(outcome)
                 return
             # Another member may take it at once; after that, not all at the same time.
             pause = 0.0 if self._attempt == 1 else random.uniform(0.01, 0.03)
@@ -154,23 +188,24 @@ class Flight:
                 return
             if self._attempt == 1 and self._go_again(random.uniform(0.01, 0.03)):
                 return
+            outcome = self._exchange.nobody(self.incoming)
         self.finish(outcome)
 
     def _go_again(self, pause: float) -> bool:
         loop = self._exchange.loop
         if not self._exchange.budget.spend() or loop.time() + pause >= self._deadline:
             return False
-        timer = loop.call_later(pause, self.send)
-        self._cancel = timer.cancel
+        self._timer = loop.call_later(pause, self.send)
         return True
 
     def wait(self, seconds: float, then: Callable[[], None]) -> None:
         """Call `then` after `seconds`, or at the deadline, unless something else happens first."""
         loop = self._exchange.loop
-        timer = loop.call_at(min(loop.time() + seconds, self._deadline), then)
-        self._cancel = timer.cancel
+        if self._attempt == 0:
+            self._deadline = loop.time() + self._exchange.timeout
+        self._timer = loop.call_at(min(loop.time() + seconds, self._deadline), then)
 
-    def finish(self, outcome: Message | HTTPError) -> None:
+    def finish(self, outcome: Reply | HTTPError) -> None:
         """End with an outcome, unless it has ended."""
         done = self._done
         if done is not None:
@@ -181,9 +216,10 @@ class Flight:
         """End without an outcome: nobody waits for it any more."""
         if self._done is not None:
             self._done = None
-            if self._cancel is not None:
-                self._cancel()
-                self._cancel = None
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            self._exchange.bus.drop(self)
             self._exchange.forget(self)
 
 
@@ -201,6 +237,9 @@ class Exchange:
         self._pending_bytes = 0
         self.directory: Directory | None = None
         self.known_only = False
+        self.turns = 0
+        self._starting: set[Flight] = set()
+        self._listener: asyncio.TimerHandle | None = None
         self._held: set[Flight] = set()
         self._hold_for: float | None = None
 
@@ -250,17 +289,18 @@ class Exchange:
 
         Raises `HTTPError` for a request that cannot cross; nothing has been sent then.
         """
-        if incoming.method not in FORWARDED_METHODS:
-            _check_method(incoming.method)
-        subject = to_subject(self.root, incoming.raw_path.decode("latin-1"), limit=self.limits.subject)
+        if incoming.head is None or incoming.turn != self.turns:
+            self.prepare(incoming)
         size = len(incoming.fields) + len(body)
         if size > self.limits.margin and size > self.max_body:
             raise self.too_large()
         self._check_pending()
-        flight = Flight(self, incoming, subject, body, done)
+        flight = Flight(self, incoming, body, done)
         self._flights.add(flight)
         self._pending_bytes += len(body)
         self.budget.earn()
+        if self._listener is None and self.directory is not None:
+            self._listener = self.loop.call_later(_SILENCE, self._listen)
         try:
             flight.send()
         except BaseException:
@@ -268,16 +308,47 @@ class Exchange:
             raise
         return flight
 
+    def prepare(self, incoming: Incoming) -> RequestHead:
+        """Find out where a request goes, who is meant, and what it says there.
+
+        Raises `NoService` for a path that nobody has claimed, where only those that somebody has are asked for.
+        """
+        if incoming.method not in FORWARDED_METHODS:
+            _check_method(incoming.method)
+        incoming.subject = to_subject(self.root, incoming.raw_path.decode("latin-1"), limit=self.limits.subject)
+        owner = None
+        if self.directory is not None:
+            owner = self.directory.owner(incoming.method, self._tokens(incoming))
+            if owner is None and self.known_only:
+                raise NoService("no service has this path")
+        incoming.owner = owner
+        incoming.turn = self.turns
+        incoming.head = request_head(
+            incoming.method,
+            incoming.fields,
+            query=incoming.query,
+            client=incoming.client,
+            scheme=incoming.scheme,
+            service=None if owner is None else owner.name,
+        )
+        return incoming.head
+
+    def _tokens(self, incoming: Incoming) -> list[str]:
+        below = incoming.subject[len(self.root) + 1 :]
+        return below.split(".") if below else []
+
     def forget(self, flight: Flight) -> None:
         """Take a flight that is over off the books."""
         self._flights.discard(flight)
         self._pending_bytes -= len(flight.body)
+        if self._starting:
+            self._starting.discard(flight)
         if self._held:
             self._held.discard(flight)
 
     async def forward(self, incoming: Incoming, body: bytes) -> Response:
         """Return the response to a request; every failure is a response as well. Cancelling drops the request."""
-        landed: asyncio.Future[Message | HTTPError] = self.loop.create_future()
+        landed: asyncio.Future[Reply | HTTPError] = self.loop.create_future()
         try:
             flight = self.launch(incoming, body, landed.set_result)
         except HTTPError as error:
@@ -304,6 +375,40 @@ class Exchange:
 
     def turn(self) -> None:
         """Look again whose requests are: services have come or gone."""
+        self.turns += 1
+        waiting, self._starting = self._starting, set()
+        for flight in waiting:
+            flight.send()
+
+    def wait_for_start(self, flight: Flight) -> None:
+        """Keep a flight until the service that is meant, and has just announced itself, takes requests."""
+        self._starting.add(flight)
+        flight.wait(_STARTING, lambda: flight.finish(self.nobody(flight.incoming)))
+
+    def nobody(self, incoming: Incoming) -> HTTPError:
+        """Return the error of a request that nobody listens to: 404, or 503 if somebody has."""
+        if self.directory is None or not self.directory.was_there(self._tokens(incoming)):
+            return NoService("no service listens on this path")
+        return HTTPError(
+            503, "the service of this path is not there", reason="service_away", headers={"retry-after": "1"}
+        )
+
+    def _listen(self) -> None:
+        """Have those services looked for that have not said a word for a while."""
+        self._listener = None
+        before = self.loop.time() + self.timeout - _SILENCE
+        silent = {one.sent_to.name for one in self._flights if one.sent_to is not None and one.due < before}
+        for name in silent:
+            if self.directory is not None:
+                self.directory.suspect(name)
+        if self._flights:
+            self._listener = self.loop.call_later(_SILENCE, self._listen)
+
+    def gone(self, name: str) -> None:
+        """End what a service was asked for that is gone: it may have been executed."""
+        for flight in [one for one in self._flights if one.sent_to is not None and one.sent_to.name == name]:
+            if flight not in self._starting:
+                flight.finish(Disconnected(f"the service {name} went away before it had answered"))
 
     # ── holding requests while a service restarts ──
 
@@ -342,12 +447,12 @@ def _check_method(method: str) -> None:
         raise HTTPError(501, "this is not an HTTP method", reason="unknown_method")
 
 
-def to_response(outcome: Message | HTTPError, method: str) -> Response:
+def to_response(outcome: Reply | HTTPError, method: str) -> Response:
     """Return the response of a flight's outcome."""
     try:
         if isinstance(outcome, HTTPError):
             return problem(outcome)
-        return decode_response(outcome.header, outcome.payload, method=method)
+        return decode_response(*outcome, method=method)
     except HTTPError as error:
         return problem(error)
 

@@ -98,7 +98,7 @@ class Gateway:
 
     async def _look_around(self, bus: Bus, exchange: Exchange) -> Directory | None:
         """Return the directory of services, complete; None if NATS does not let this user have one."""
-        directory = Directory(bus, self.root, on_change=exchange.turn)
+        directory = Directory(bus, self.root, on_change=exchange.turn, on_gone=exchange.gone)
         try:
             await directory.start()
         except (HTTPError, NatsRefused) as error:

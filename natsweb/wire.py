@@ -9,13 +9,14 @@ import json
 import re
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from natsweb.errors import BadReply, BadRequest, UnknownVersion, phrase
 from natsweb.headers import HOP_BY_HOP, Headers, connection_options, encode_line
 from natsweb.messages import Call, Response, quote_query
 
 __all__ = [
+    "RequestHead",
     "decode_reply",
     "decode_request",
     "decode_response",
@@ -26,6 +27,7 @@ __all__ = [
     "forwarded_fields",
     "is_no_responders",
     "may_retry",
+    "request_head",
 ]
 
 _START = b"NATS/1.0\r\n"
@@ -46,6 +48,7 @@ ERROR_CODE = b"nats-service-error-code"
 _FIELD = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\x00-\x08\x0a-\x1f\x7f]*\r\n"
 _BLOCK = re.compile(rb"NATS/1\.0[ \t]*\r\n((?:" + _FIELD + rb")*)\r\n").fullmatch
 _METHOD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Z]{1,32}").fullmatch
+_RETRY = re.compile(rb"(?i)\r\nnw-retry:[ \t]*1[ \t]*\r\n").search
 _DIGITS = re.compile(rb"[0-9]{1,15}").fullmatch
 _STATUS = re.compile(rb"[1-5][0-9]{2}").fullmatch
 _SCHEMES = {b"http": "http", b"https": "https", b"ws": "ws", b"wss": "wss"}
@@ -57,6 +60,7 @@ _DROPPED = HOP_BY_HOP | {b"content-length", b"expect"}
 _KNOWN = 512
 _KNOWN_SIZE = 2048
 _known_replies: dict[tuple[bytes | None, str], tuple[int, bytes, bool, bool]] = {}
+_known_retries: dict[bytes, bool] = {}
 _known_fields: dict[bytes, Headers] = {}
 _known_heads: dict[tuple[int, bytes, bool, str | None], bytes] = {}
 
@@ -158,6 +162,37 @@ def encode_fields(fields: list[tuple[bytes, bytes]]) -> bytes:
     return block
 
 
+class RequestHead(NamedTuple):
+    """The header block of a request, less the two lines that change from one sending to the next."""
+
+    before: bytes
+    after: bytes
+
+    def encode(self, timeout_ms: int, sent_ms: int) -> bytes:
+        """Return the whole block."""
+        return b"%bNw-Timeout: %d\r\nNw-Sent: %d\r\n%b" % (self.before, timeout_ms, sent_ms, self.after)
+
+
+def request_head(
+    method: str,
+    fields: bytes,
+    *,
+    query: bytes = b"",
+    client: str | None = None,
+    scheme: str = "http",
+    service: str | None = None,
+) -> RequestHead:
+    """Return the head of a request; the payload is the body, the subject the path.
+
+    `fields` are field lines, taken as they are (see `encode_fields`). Raises `BadRequest` for a value that has CR,
+    LF or NUL.
+    """
+    before = _method_lines(method)
+    if query:
+        before += _own_line(b"Nw-Query", query)
+    return RequestHead(before, b"%b%b\r\n" % (_origin_lines(service, client, scheme), fields))
+
+
 def encode_request(
     method: str,
     fields: bytes,
@@ -169,18 +204,13 @@ def encode_request(
     scheme: str = "http",
     service: str | None = None,
 ) -> bytes:
-    """Return the header block of a request; the payload is the body, the subject the path.
-
-    `fields` are field lines, taken as they are (see `encode_fields`). Raises `BadRequest` for a value that has CR,
-    LF or NUL.
-    """
-    return b"%b%b%b%b%b%b\r\n" % (
-        _method_lines(method),
-        _own_line(b"Nw-Query", query) if query else b"",
+    """Return the header block of a request in one go: see `request_head`."""
+    head = request_head(method, fields, query=query, client=client, scheme=scheme, service=service)
+    return b"%b%b%b%b" % (
+        head.before,
         b"" if timeout_ms is None else b"Nw-Timeout: %d\r\n" % timeout_ms,
         b"" if sent_ms is None else b"Nw-Sent: %d\r\n" % sent_ms,
-        _origin_lines(service, client, scheme),
-        fields,
+        head.after,
     )
 
 
@@ -318,9 +348,14 @@ def is_no_responders(header: bytes | None) -> bool:
 
 def may_retry(header: bytes | None) -> bool:
     """Tell whether a reply says `Nw-Retry: 1`: it was surely not executed."""
-    if header is None or b"\r\nnw-retry:" not in header.lower():
+    if header is None:
         return False
-    return re.search(rb"(?i)\r\nnw-retry:[ \t]*1[ \t]*\r\n", header) is not None
+    known = _known_retries.get(header)
+    if known is None:
+        known = _RETRY(header) is not None
+        if len(header) <= _KNOWN_SIZE:
+            _remember(_known_retries, header, known)
+    return known
 
 
 def decode_response(header: bytes | None, payload: bytes, *, method: str = "GET") -> Response:

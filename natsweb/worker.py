@@ -9,13 +9,14 @@ subjects only. The mirror image of the gateway; it knows no HTTP server.
 import asyncio
 import contextlib
 import logging
+import math
 import sys
 import time
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
 from natsweb.bus import Bus, Message, Subscription
-from natsweb.deadlines import Deadline, Deadlines
+from natsweb.deadlines import Deadlines, Timed
 from natsweb.errors import HandlerFailed, HTTPError, NatsRefused, Overloaded, ReplyTooLarge, Stopping, TimeUp, TooLarge
 from natsweb.messages import Call, Response
 from natsweb.replies import problem
@@ -27,6 +28,7 @@ __all__ = ["App", "Worker"]
 logger = logging.getLogger("natsweb.worker")
 
 _CLOCK_SKEW = 5.0
+_KNOWN = 512
 
 
 class App(Protocol):
@@ -45,16 +47,17 @@ class App(Protocol):
         ...
 
 
-class _Job:
+class _Job(Timed):
     """One request under way: answered at most once."""
 
-    __slots__ = ("answered", "call", "deadline", "reply", "task")
+    __slots__ = ("answered", "call", "reply", "started", "task", "timeout")
 
     def __init__(self, call: Call, reply: str) -> None:
         self.call = call
         self.reply = reply
         self.answered = False
-        self.deadline: Deadline | None = None
+        self.started = time.perf_counter_ns()
+        self.timeout = 0.0
         self.task: asyncio.Task[None] | None = None
 
 
@@ -81,9 +84,10 @@ class Worker:
         self._concurrency = concurrency
         self._timeout = timeout
         self._reply_prefixes = reply_prefixes
+        self._paths: dict[str, list[str]] = {}  # tokens by subject, of the last few
         self._jobs: set[_Job] = set()
         self._subscriptions: list[Subscription] = []
-        self._deadlines = Deadlines()
+        self._deadlines = Deadlines(lambda: self._jobs, self._time_up)
         self._loop = asyncio.get_running_loop()
         self._idle: asyncio.Event | None = None
 
@@ -131,31 +135,43 @@ class Worker:
     # ── one request ──
 
     def _receive(self, message: Message) -> None:
-        """Take a request off the bus: decode it, and start its task or answer at once. Never blocks."""
-        reply = message.reply if message.reply.startswith(self._reply_prefixes) else ""
-        if message.reply and not reply:
-            logger.warning("a request on %r wants its answer on %r, which is no inbox", message.subject, message.reply)
+        """Take a request off the bus: decode it, and start its task or answer at once. Never blocks.
+
+        Flat, since every request goes through here (tests/benchmarks).
+        """
+        subject, reply, header, payload = message
+        if reply and not reply.startswith(self._reply_prefixes):
+            logger.warning("a request on %r wants its answer on %r, which is no inbox", subject, reply)
+            reply = ""
         try:
-            call = decode_request(subject_tokens(self._root, message.subject), message.header, message.payload)
+            call = decode_request(self._paths.get(subject) or self._find_path(subject), header, payload)
         except HTTPError as error:
             self._answer(_Job(Call("GET", []), reply), problem(error))
             return
         if call.service is not None and call.service != self._app.name:
             return
-        if _is_stale(call):
+        timeout = call.timeout
+        if timeout is None:
+            timeout = self._timeout
+        elif call.sent is not None and time.time() - call.sent / 1000 > timeout + _CLOCK_SKEW:
             logger.debug("dropped a request that sat in a stalled pipe for longer than its time")
             return
         job = _Job(call, reply)
         if len(self._jobs) >= self._concurrency:
             self._answer(job, problem(Overloaded("the service has as many requests as it takes"), executed=False))
             return
-        self._start(job)
-
-    def _start(self, job: _Job) -> None:
-        timeout = self._timeout if job.call.timeout is None else job.call.timeout
+        job.timeout = timeout
+        job.due = self._deadlines.start(timeout)
         self._jobs.add(job)
-        job.deadline = self._deadlines.after(timeout, self._time_up, job, timeout)
         job.task = _new_task(self._run(job), self._loop)
+
+    def _find_path(self, subject: str) -> list[str]:
+        """Return the tokens of a subject that was not asked for lately; raises `BadPath`."""
+        tokens = subject_tokens(self._root, subject)
+        if len(self._paths) >= _KNOWN:
+            self._paths.clear()
+        self._paths[subject] = tokens
+        return tokens
 
     async def _run(self, job: _Job) -> None:
         try:
@@ -168,11 +184,10 @@ class Worker:
         except BaseException:
             logger.exception("serving a request of %s failed", self._app.name)
             response = problem(HandlerFailed("the service failed; its log says why"))
-        if job.deadline is not None:
-            job.deadline.cancel()
         self._answer(job, response)
         try:
             if job.call.after is not None:
+                job.due = math.inf  # what follows the answer has its own deadlines
                 await job.call.after.close()
         finally:
             self._jobs.discard(job)
@@ -180,8 +195,8 @@ class Worker:
             if self._idle is not None and not self._jobs:
                 self._idle.set()
 
-    def _time_up(self, job: _Job, timeout: float) -> None:
-        self._answer(job, problem(TimeUp(f"the handler did not answer within {timeout:g} s")))
+    def _time_up(self, job: _Job) -> None:
+        self._answer(job, problem(TimeUp(f"the handler did not answer within {job.timeout:g} s")))
         self._cancel(job)
 
     @staticmethod
@@ -194,6 +209,9 @@ class Worker:
         if job.answered:
             return
         job.answered = True
+        counter = job.call.counter
+        if counter is not None:
+            counter.finish(time.perf_counter_ns() - job.started, response.status)
         if not job.reply:
             return
         try:
@@ -223,21 +241,14 @@ if sys.version_info >= (3, 12):
 
     def _new_task(work: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
         """Start a task at once: a handler that never waits is over before it would have been scheduled."""
-        return asyncio.Task(work, loop=loop, eager_start=True)
+        return asyncio.Task(work, loop=loop, name="natsweb request", eager_start=True)
 
 else:
 
     def _new_task(work: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
-        """Start a task."""
-        return asyncio.Task(work, loop=loop)
+        """Start a task, with a name: to number it takes longer."""
+        return asyncio.Task(work, loop=loop, name="natsweb request")
 
 
 def _who(job: _Job) -> tuple[str, str]:
     return job.call.method, job.call.raw_path
-
-
-def _is_stale(call: Call) -> bool:
-    """Tell whether a request was sent so long ago that its caller has given up (`Nw-Sent`)."""
-    if call.sent is None or call.timeout is None:
-        return False
-    return time.time() - call.sent / 1000 > call.timeout + _CLOCK_SKEW

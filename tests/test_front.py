@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from natsweb import Limits, Nats, Request, Response, Service
 from natsweb.front import Front
+from natsweb.front.protocol import Connection
 from natsweb.gateway import Gateway
 from natsweb.natsbus import connect
 from natsweb.worker import Worker
@@ -750,6 +751,150 @@ async def test_a_body_refused_early_leaves_no_doubt(house, fast):
         assert answer.closes
 
 
+# ── what repeats on a connection ──
+
+
+@DOORS
+@pytest.mark.parametrize(("raw", "expected"), [row(*one.values[:2], id=one.id) for one in VALID if one.values[2]])
+async def test_the_same_again_is_answered_the_same(house, fast, raw, expected):
+    """A request that comes three times on a connection, each in a segment of its own, has one answer three times."""
+    with Socket(house.fronts[fast]) as client:
+        rounds = []
+        for _ in range(3):
+            await client.send(raw)
+            rounds.append([await client.answer(head=raw.startswith(b"HEAD")) for _ in expected])
+        await client.send(LAST)
+        assert (await client.answer()).status == 200
+    said = [[(answer.status, answer.closes, answer.body) for answer in one] for one in rounds]
+    assert said[0] == said[1] == said[2]
+    assert [status for status, *_ in said[0]] == [status for status, _ in expected]
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """Give the list of request targets that the parser has seen, of connections that are made from now on."""
+    seen = []
+    complete = Connection.on_headers_complete
+
+    def note(self):
+        seen.append(self.url)
+        complete(self)
+
+    monkeypatch.setattr(Connection, "on_headers_complete", note)
+    return seen
+
+
+async def test_headers_that_repeat_are_not_parsed_again(house, parsed):
+    """With the same lines below a plain request line, method, path and query are all that is looked at."""
+    lines = ("X-A: 1", "Cookie: a=b; c=d")
+    asked = [
+        ("GET", "/echo/x"),
+        ("GET", "/echo/x"),
+        ("POST", "/echo/y?a=b&c=%20?/"),
+        ("GET", "/echo/a%2Fb"),
+        ("GET", "/echo/"),
+    ]
+    with Socket(house.fronts[True]) as client:
+        for method, target in asked:
+            await client.send(req(*lines, method=method, target=target))
+            answer = await client.answer()
+            path, _, query = target.partition("?")
+            assert json.loads(answer.body) == {
+                "method": method,
+                "path": path,
+                "query": query,
+                "headers": [["host", "x"], ["x-a", "1"], ["cookie", "a=b; c=d"]],
+                "body": "",
+            }
+        assert parsed == [b"/echo/x"]
+        await client.send(req(*lines, "X-B: 2"))
+        assert ["x-b", "2"] in json.loads((await client.answer()).body)["headers"]
+        await client.send(req(*lines))
+        assert ["x-b", "2"] not in json.loads((await client.answer()).body)["headers"]
+    assert len(parsed) == 3
+
+
+async def test_what_is_remembered_has_a_limit(house, parsed):
+    """A long head is parsed each time, so that an idle connection stays small."""
+    with Socket(house.fronts[True]) as client:
+        for _ in range(3):
+            await client.send(req("X-A: " + "a" * 4096))
+            assert (await client.answer()).status == 200
+    assert len(parsed) == 3
+
+
+_LINES = b"\r\n" + req().partition(b"\r\n")[2]
+
+ODD = {
+    "fragment": b"GET /echo/x#a" + b" HTTP/1.1" + _LINES,
+    "asterisk": b"OPTIONS * HTTP/1.1" + _LINES,
+    "asterisk of GET": b"GET * HTTP/1.1" + _LINES,
+    "absolute form": b"GET http://y/echo/x HTTP/1.1" + _LINES,
+    "authority form": b"CONNECT x:80 HTTP/1.1" + _LINES,
+    "no path": b"GET x HTTP/1.1" + _LINES,
+    "empty target": b"GET  HTTP/1.1" + _LINES,
+    "TRACE": b"TRACE /echo/x HTTP/1.1" + _LINES,
+    "unknown method": b"BREW /echo/x HTTP/1.1" + _LINES,
+    "lower case": b"get /echo/x HTTP/1.1" + _LINES,
+    "1.0": b"GET /echo/x HTTP/1.0" + _LINES,
+    "1.2": b"GET /echo/x HTTP/1.2" + _LINES,
+    "0.9": b"GET /echo/x" + _LINES,
+    "RTSP": b"GET /echo/x RTSP/1.1" + _LINES,
+    "two spaces": b"GET  /echo/x HTTP/1.1" + _LINES,
+    "space at the end": b"GET /echo/x HTTP/1.1 " + _LINES,
+    "space in the target": b"GET /echo/x y HTTP/1.1" + _LINES,
+    "tab": b"GET\t/echo/x HTTP/1.1" + _LINES,
+    "control": b"GET /echo/\x01 HTTP/1.1" + _LINES,
+    "NUL": b"GET /echo/\x00 HTTP/1.1" + _LINES,
+    "UTF-8": "GET /echo/\xe9 HTTP/1.1".encode() + _LINES,
+    "latin-1": b"GET /echo/\xe9 HTTP/1.1" + _LINES,
+    "bad escape": b"GET /echo/%zz HTTP/1.1" + _LINES,
+    "dots": b"GET /echo/../x HTTP/1.1" + _LINES,
+    "two slashes": b"GET //echo/x HTTP/1.1" + _LINES,
+    "quote": b'GET /echo/"x HTTP/1.1' + _LINES,
+    "CRLF before": b"\r\n" + req(),
+    "CR before": b"\r" + req(),
+    "CRLF behind": req() + b"\r\n",
+    "a letter before": b"G" + req(),
+    "a space before": b" " + req(),
+    "a request line as a header": b"GET /smuggled HTTP/1.1\r\n" + req(),
+    "two": req() + req(),
+    "long target": b"GET /echo/" + b"a" * 3500 + b" HTTP/1.1" + _LINES,
+    "long query": b"GET /echo/x?" + b"a" * 9000 + b" HTTP/1.1" + _LINES,
+}
+
+
+@pytest.mark.parametrize("first", [req(), b"\r\n" + req()], ids=["plain", "behind CRLF"])
+@pytest.mark.parametrize("raw", [row(raw, id=name) for name, raw in ODD.items()])
+async def test_an_odd_request_line_above_lines_that_repeat(house, first, raw):
+    """Whatever comes above the lines of the request before, it is answered as on a connection of its own."""
+    alone = await exchange(house.fronts[True], raw, LAST)
+    with Socket(house.fronts[True]) as client:
+        for _ in range(2):
+            await client.send(first)
+            assert (await client.answer()).status == 200
+        await client.send(raw, LAST)
+        behind = await client.rest()
+    assert [(one.status, one.body) for one in answers(behind)] == [(one.status, one.body) for one in answers(alone)]
+    assert house.service.smuggled == 0
+
+
+async def test_a_repeated_segment_inside_of_a_body_is_body(house):
+    """The bytes of the request before are no request where a body is due, nor behind the begin of another request."""
+    again = req()
+    with Socket(house.fronts[True]) as client:
+        await client.send(again)
+        await client.answer()
+        await client.send(req(f"Content-Length: {len(again)}", method="POST"), again)
+        assert json.loads((await client.answer()).body)["body"] == again.decode()
+        await client.send(again)
+        await client.answer()
+        await client.send(b"POST /echo/x HTTP/1.1\r\nX-A: ", again)
+        assert json.loads((await client.answer()).body)["method"] == "POST"
+        await client.send(b"G", again)
+        assert (await client.answer()).status in (400, 501)
+
+
 # ── pipelining ──
 
 
@@ -1267,7 +1412,7 @@ async def test_a_fault_of_the_bus_leaves_no_flight(house, fast, monkeypatch):
         raise RuntimeError("secret")
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(house.gateway.exchange.bus), "ask", fail)
+        patch.setattr(type(house.gateway.exchange.bus), "carry", fail)
         assert (await ping(house.fronts[fast])).status == 500
     left = house.flights
     house.gateway.exchange._flights.clear()

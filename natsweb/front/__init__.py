@@ -57,6 +57,7 @@ class Front:
         self._date_lines = b""
         self._answers: list[tuple[asyncio.Transport, bytes]] = []
         self._sweeper: asyncio.Task[None] | None = None
+        self._loop = self.exchange.loop
         self._host = host
         self._port = port
         self._grace = grace
@@ -112,7 +113,7 @@ class Front:
         Close together, they find the client awake: every wake-up of a sleeping peer costs more than the write.
         """
         if not self._answers:
-            asyncio.get_running_loop().call_soon(self.flush)
+            self._loop.call_soon(self.flush)
         self._answers.append((transport, data))
 
     def flush(self) -> None:

@@ -9,17 +9,17 @@ one queue. Its own state machine, timers and error answers; sockets, TLS and flo
 import asyncio
 import logging
 from collections import deque
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 from urllib.parse import unquote
 
 import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from natsweb.bus import Message
+from natsweb.bus import Reply
 from natsweb.errors import BadRequest, HeadersTooLarge, HTTPError, MethodNotAllowed, SubjectTooLong, phrase
 from natsweb.exchange import FORWARDED_METHODS, Exchange, Flight, Incoming, address
-from natsweb.front.strict import Head, check_head, split_target
+from natsweb.front.strict import Head, check_head, plain_line, split_target
 from natsweb.headers import Headers
 from natsweb.replies import problem
 from natsweb.settings import Limits
@@ -36,6 +36,7 @@ _FRESH_WAIT = 0.5
 _LINGER_TIME = 1.0
 _MAX_OVERHEAD = 64 * 1024
 _RECENT = 64 * 1024
+_REPEATED = 4 * 1024
 _UPGRADE = (b"upgrade", b"http2-settings")
 _ALLOW = Headers({"allow": ", ".join(FORWARDED_METHODS)})
 _STATUS_LINES = {status: f"HTTP/1.1 {status} {phrase(status)}\r\n".encode() for status in range(100, 600)}
@@ -64,16 +65,19 @@ class Owner(Protocol):
         """Write what waits now."""
 
 
-class _Ready(NamedTuple):
+class _Ready:
     """A complete request for the fast door, or an answer that is ready already."""
 
-    method: str
-    path: bytes
-    query: bytes
-    fields: bytes
-    body: bytes
-    keep_alive: bool
-    refusal: HTTPError | None = None
+    __slots__ = ("body", "incoming", "keep_alive", "refusal")
+
+    def __init__(self, incoming: Incoming, body: bytes, keep_alive: bool, refusal: HTTPError | None = None) -> None:
+        self.incoming = incoming
+        self.body = body
+        self.keep_alive = keep_alive
+        self.refusal = refusal
+
+
+_NOTHING = Incoming("GET", b"", b"", b"")
 
 
 class _CycleTransport:
@@ -135,6 +139,12 @@ class Connection(HttpToolsProtocol):
         self._known_head: Head | None = None
         self._known_fields: bytes | None = None
         self._known_ordinary = False
+        # The last segment that was one such request and nothing else, and what it has below its request line.
+        self._begun = 0
+        self._whole: _Ready | None = None
+        self._repeated = b""
+        self._repeated_lines = b""
+        self._repeated_item: _Ready | None = None
 
     def __repr__(self) -> str:
         doing = ("idle", "reading a head", "reading a body", "answering", "closing")[self.doing]
@@ -151,13 +161,55 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes; a broken request is answered in its turn, and then the connection closes."""
+        if (
+            self.doing == IDLE
+            and self._repeated_lines
+            and not (self._deaf or self._queue or self.flow.write_paused)
+            and (item := self._repeated_item if data == self._repeated else self._repeat(data)) is not None
+        ):
+            self._running, self.doing = item, ANSWER
+            if self._owner.log:
+                self._began = self.loop.time()
+            self._launch(item)
+            return
         while data and not self._deaf:
             data = self._feed(data)
+
+    def _repeat(self, data: bytes) -> _Ready | None:
+        """Return the request of a segment that has the headers of the one before, without parsing them again.
+
+        Byte for byte the same lines, which the parser has found to be one ordinary request without a body, below a
+        request line that is plain: it would find the same. It saves a third of the gateway's own time
+        (tests/benchmarks).
+        """
+        end = data.find(b"\r\n")
+        if len(data) > _REPEATED or data[end:] != self._repeated_lines:
+            return None
+        line = plain_line(data, 0, end)
+        before = self._repeated_item
+        if line is None or before is None:
+            return None
+        method, path, query = line.groups()
+        incoming = self._incoming(method.decode("ascii"), path, query or b"", before.incoming.fields)
+        self._repeated, self._repeated_item = data, _Ready(incoming, b"", True)
+        return self._repeated_item
+
+    def _remember(self, data: bytes) -> None:
+        """Keep a segment that was one ordinary request without a body, and nothing else."""
+        end = data.find(b"\r\n")
+        item = self._whole
+        if item is not None and not item.body and item.keep_alive and plain_line(data, 0, end):
+            self._repeated, self._repeated_lines, self._repeated_item = data, data[end:], item
+
+    def _incoming(self, method: str, path: bytes, query: bytes, fields: bytes) -> Incoming:
+        return Incoming(method, path, query, fields, self._address, self.scheme or "http")
 
     def _feed(self, data: bytes) -> bytes:
         """Parse some bytes; return those that are to be parsed again."""
         if self.doing == BODY and not self.flow.write_paused:
             self.since = self.loop.time()
+        alone = self.doing == IDLE and len(data) <= _REPEATED
+        self._begun = 0
         self._fed += len(data)
         # What may hold the request line: httptools takes RTSP/1.0 for HTTP/1.0, and does not tell.
         self._recent = (self._recent + data)[-_RECENT:] if self._parsing and self._head is None else data
@@ -165,6 +217,8 @@ class Connection(HttpToolsProtocol):
             self.parser.feed_data(data)
             if self._parsing and self._fed - self._body_size > _MAX_OVERHEAD + 16 * self._body_size:
                 self._fail(BadRequest("there is far more around the chunks of the body than in them"))
+            if alone and self._begun == 1 and self._known_ordinary and not self._parsing:
+                self._remember(data)
         except HTTPError as error:
             self._fault = None
             self._refuse(error)
@@ -269,6 +323,8 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request begins."""
+        self._begun += 1
+        self._whole = None
         self.url = b""
         self.headers = []
         self._head = None
@@ -383,7 +439,9 @@ class Connection(HttpToolsProtocol):
                 if self.headers is self._known_headers:
                     self._known_fields = fields
             keep_alive = self._keep_alive and self.parser.should_keep_alive()
-            self._enter(_Ready(self._method, self._path, self._query, fields, body, keep_alive))
+            incoming = self._incoming(self._method, self._path, self._query, fields)
+            self._whole = item = _Ready(incoming, body, keep_alive)
+            self._enter(item)
             return
         cycle = self._entered
         if cycle is not None and not self.parser.should_keep_alive():
@@ -418,7 +476,7 @@ class Connection(HttpToolsProtocol):
     def _enter(self, item: _Ready | RequestResponseCycle) -> None:
         """Start a request, or let it wait for those before it."""
         if self._running is None and not self._queue and not self.flow.write_paused:
-            if type(item) is _Ready and item.refusal is None and item.path != b"*":
+            if type(item) is _Ready and item.refusal is None and item.incoming.raw_path != b"*":
                 self._running, self.doing, self._began = item, ANSWER, self.loop.time()
                 self._launch(item)
             else:
@@ -442,64 +500,61 @@ class Connection(HttpToolsProtocol):
             return
         if item.refusal is not None:
             self._answer(item, item.refusal)
-        elif item.path == b"*":
+        elif item.incoming.raw_path == b"*":
             self._write(204, _ALLOW.block, b"", "OPTIONS", item.keep_alive)
         else:
             self._launch(item)
 
     def _launch(self, item: _Ready) -> None:
         exchange = self._owner.exchange
-        incoming = Incoming(item.method, item.path, item.query, item.fields, self._address, self.scheme or "http")
         try:
-            flight = exchange.launch(incoming, item.body, self._landed)
+            flight = exchange.launch(item.incoming, item.body, self._landed)
         except HTTPError as error:
             self._answer(item, error)
             return
         except Exception:
             logger.exception("sending a request failed")
             failed = HTTPError(500, "the gateway failed; its log says why", reason="gateway_failed")
-            self._answer(item._replace(keep_alive=False), failed)
+            self._answer(_Ready(item.incoming, b"", False), failed)
             return
         if self._running is item:
             self._flight = flight
 
-    def _landed(self, outcome: Message | HTTPError) -> None:
+    def _landed(self, outcome: Reply | HTTPError) -> None:
         """Write the outcome of the flight under way."""
         self._flight = None
         item = self._running
         if isinstance(item, _Ready) and not self.transport.is_closing():
             self._answer(item, outcome)
 
-    def _answer(self, item: _Ready, outcome: Message | HTTPError) -> None:
+    def _answer(self, item: _Ready, outcome: Reply | HTTPError) -> None:
         try:
             if isinstance(outcome, HTTPError):
                 raise outcome
-            status, lines, body = decode_reply(outcome.header, outcome.payload, item.method)
+            status, lines, body = decode_reply(*outcome, item.incoming.method)
         except HTTPError as error:
             response = problem(error)
             status, lines, body = response.status, response.headers.block, response.body
-        self._write(status, lines, body, item.method, item.keep_alive)
+        self._write(status, lines, body, item.incoming.method, item.keep_alive)
 
     def _write(self, status: int, lines: bytes, body: bytes, method: str, keep_alive: bool) -> None:
         """Write one answer, and go on with what waits."""
-        keep_alive = keep_alive and not ((self._stopping or self._deaf or self._owner.stopping) and not self._queue)
-        if status == 204 or status == 304:
-            length = b""
-        elif method == "HEAD":
-            length, body = b"", b""
-        else:
-            length = b"content-length: %d\r\n" % len(body)
-        close = b"" if keep_alive else b"connection: close\r\n"
-        if self._owner.log:
+        owner = self._owner
+        if (self._stopping or self._deaf or owner.stopping) and not self._queue:
+            keep_alive = False
+        if owner.log:
             self._log_answer(method, status)
-        self._owner.write(
-            self.transport,
-            b"%b%b%b%b%b\r\n%b" % (_STATUS_LINES[status], self._owner.date_lines(), lines, length, close, body),
-        )
+        line, dates = _STATUS_LINES[status], owner.date_lines()
+        close = b"" if keep_alive else b"connection: close\r\n"
+        if status == 204 or status == 304 or method == "HEAD":
+            data = b"%b%b%b%b\r\n" % (line, dates, lines, close)
+        else:
+            data = b"%b%b%bcontent-length: %d\r\n%b\r\n%b" % (line, dates, lines, len(body), close, body)
+        owner.write(self.transport, data)
         self._finished(keep_alive)
 
     def _log_answer(self, method: str, status: int) -> None:
-        path = self._running.path if isinstance(self._running, _Ready) else b""
+        path = self._running.incoming.raw_path if isinstance(self._running, _Ready) else b""
         logger.info(
             "%s %s %d  %.1f ms", method, path.decode("latin-1"), status, (self.loop.time() - self._began) * 1000
         )
@@ -514,7 +569,8 @@ class Connection(HttpToolsProtocol):
             self._linger() if self._refused else self._close()
             return
         self.doing = IDLE if not self._parsing else HEAD if self._head is None else BODY
-        self._next()
+        if self._queue or self.flow.read_paused:
+            self._next()
 
     def _next(self) -> None:
         if self.transport.is_closing():
@@ -544,7 +600,7 @@ class Connection(HttpToolsProtocol):
             self._running = None
         elif running is not None and running in self._queue:
             self._queue.remove(running)  # its body will never be whole
-        refusal = _Ready("GET", b"", b"", b"", b"", False, error)
+        refusal = _Ready(_NOTHING, b"", False, error)
         if self._running is None and not self._queue:
             self._start(refusal)
         else:

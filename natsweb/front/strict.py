@@ -8,11 +8,19 @@ import re
 from typing import NamedTuple
 
 from natsweb.errors import BadRequest, HTTPError
+from natsweb.exchange import FORWARDED_METHODS
 
-__all__ = ["Head", "check_head", "split_target"]
+__all__ = ["Head", "check_head", "plain_line", "split_target"]
 
 _HOST = re.compile(rb"[A-Za-z0-9\-._~!$&'()*+,;=%]*(?::[0-9]*)?|\[[0-9A-Fa-f:.]+\](?::[0-9]*)?").fullmatch
 _ABSOLUTE = re.compile(rb"(?i)https?://([^/?#]*)([^#]*)").fullmatch
+
+#: Matches a request line that leaves nothing to decide: a method that crosses, a path, perhaps a query, in the
+#: characters of RFC 3986, HTTP/1.1. Groups: method, path, query or None.
+plain_line = re.compile(
+    rb"(%b) (/[A-Za-z0-9\-._~!$&'()*+,;=:@%%/]*)(?:\?([A-Za-z0-9\-._~!$&'()*+,;=:@%%/?]*))? HTTP/1\.1"
+    % "|".join(FORWARDED_METHODS).encode()
+).fullmatch
 
 
 class Head(NamedTuple):

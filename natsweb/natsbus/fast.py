@@ -12,7 +12,8 @@ from nats.aio import transport
 from nats.aio.client import Client
 from nats.protocol.parser import Parser
 
-from natsweb.errors import NatsDown, Overloaded
+from natsweb.bus import Asked
+from natsweb.errors import HTTPError, NatsDown, Overloaded
 from natsweb.natsbus.client import RawClient
 from natsweb.natsbus.link import LinkSubscription, NatsBus, check_message, to_message
 from natsweb.settings import Nats
@@ -50,37 +51,41 @@ class FastBus(NatsBus):
         super().__init__(settings, name)
         self._out: list[bytes] = []
         self._out_bytes = 0
-        self._out_replies: list[str] = []
         self._scheduled = False
         self._waiter: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
 
     def publish(self, subject: str, payload: bytes, *, header: bytes | None = None, reply: str = "") -> None:
         """Send a message: see `Bus.publish`. Also raises `Overloaded` when too much waits to be sent."""
+        self._send(subject.encode("latin-1"), reply.encode("latin-1"), header, payload)
+
+    def carry(self, asked: Asked, subject: str, payload: bytes, header: bytes | None, timeout: float) -> None:
+        """Send a request: see `Bus.carry`."""
+        reply = self._inbox.open(asked, timeout)
+        try:
+            self._send(subject.encode("latin-1"), reply, header, payload)
+        except HTTPError:
+            self._inbox.drop(asked)
+            raise
+
+    def _send(self, subject: bytes, reply: bytes, header: bytes | None, payload: bytes) -> None:
         client = self._client
         if not self._up or client._status != Client.CONNECTED:
             raise NatsDown("there is no connection to NATS")
+        size = len(payload)
         if header is None:
-            size = len(payload)
-            frame = b"PUB %b %b %d\r\n%b\r\n" % (subject.encode("latin-1"), reply.encode("latin-1"), size, payload)
+            frame = b"PUB %b %b %d\r\n%b\r\n" % (subject, reply, size, payload)
         else:
-            size = len(header) + len(payload)
-            frame = b"HPUB %b %b %d %d\r\n%b%b\r\n" % (
-                subject.encode("latin-1"),
-                reply.encode("latin-1"),
-                len(header),
-                size,
-                header,
-                payload,
-            )
+            length = len(header)
+            size += length
+            frame = b"HPUB %b %b %d %d\r\n%b%b\r\n" % (subject, reply, length, size, header, payload)
         check_message(subject, reply, size, client._max_payload)
         if self._out_bytes > _MAX_UNSENT:
             raise Overloaded("the connection to NATS is congested")
-        self._put(frame, reply)
+        self._put(frame)
 
-    def _put(self, frame: bytes, reply: str = "") -> None:
+    def _put(self, frame: bytes) -> None:
         self._out.append(frame)
-        self._out_replies.append(reply)
         self._out_bytes += len(frame)
         if not self._scheduled:
             self._scheduled = True
@@ -99,7 +104,6 @@ class FastBus(NatsBus):
         if self._out_bytes <= _HIGH_WATER and transport.get_write_buffer_size() <= _HIGH_WATER:
             out, self._out = self._out, []
             self._out_bytes = 0
-            self._out_replies.clear()
             transport.write(out[0] if len(out) == 1 else b"".join(out))
             return
         sent = 0
@@ -107,7 +111,7 @@ class FastBus(NatsBus):
             transport.write(self._out[sent])
             self._out_bytes -= len(self._out[sent])
             sent += 1
-        del self._out[:sent], self._out_replies[:sent]
+        del self._out[:sent]
         if self._out and (self._waiter is None or self._waiter.done()):
             self._waiter = asyncio.create_task(self._write_later(writer), name="natsweb bus writer")
 
@@ -124,14 +128,16 @@ class FastBus(NatsBus):
         found: Any = getattr(self._client._transport, "_io_writer", None)
         return found if isinstance(found, asyncio.StreamWriter) else None
 
-    def _take_back(self) -> list[str]:
-        replies = [reply for reply in self._out_replies if reply]
-        self._out, self._out_replies, self._out_bytes = [], [], 0
-        return replies
+    def _take_back(self) -> list[bytes]:
+        out, self._out, self._out_bytes = self._out, [], 0
+        return [words[2] for frame in out if len(words := frame.split(b" ", 3)) == 4]
 
     async def _subscribe(self, client: RawClient, subscription: LinkSubscription) -> None:
         subscription.current = current = await client.subscribe(subscription.subject, subscription.queue)
         receive = subscription.receive
+        if receive == self._inbox.receive:
+            client.frames.raw[b"%d" % current._id] = self._inbox.take
+            return
 
         def take(subject: bytes, reply: bytes, header: bytes | None, payload: bytes) -> None:
             receive(to_message(subject, reply, header, payload))

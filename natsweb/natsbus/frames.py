@@ -54,18 +54,19 @@ class Frames(Parser):
         while (end := buffer.find(b"\r\n", start)) >= 0:
             words = buffer[start:end].split(b" ")  # a subject may have any other white space in it
             operation = words[0]
-            if operation == b"HMSG" or operation == b"MSG":
+            headed = operation == b"HMSG"
+            if headed or operation == b"MSG":
                 body = end + 2
                 try:
                     stop = body + int(words[-1])
-                    middle = body + int(words[-2]) if operation == b"HMSG" else body
-                    reply = words[3] if len(words) == (6 if operation == b"HMSG" else 5) else b""
+                    middle = body + int(words[-2]) if headed else body
+                    reply = words[3] if len(words) == 5 + headed else b""
                 except (ValueError, IndexError):
                     raise nats.errors.ProtocolError from None
                 if size < stop + 2:
                     self._need = stop + 2 - start
                     break
-                header = buffer[body:middle] if operation == b"HMSG" else None
+                header = buffer[body:middle] if headed else None
                 start = stop + 2
                 receive = raw.get(words[2])
                 if receive is not None:
