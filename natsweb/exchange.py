@@ -6,6 +6,7 @@ executed, and ends with a reply or an error, exactly once. It knows no sockets, 
 """
 
 import asyncio
+import math
 import random
 import re
 import time
@@ -126,6 +127,7 @@ class Flight(Asked):
         self.incoming = incoming
         self.body = body
         self.reply = b""
+        self.due = math.inf  # until the bus has it
         self.sent_to: Owner | None = None
         self._exchange = exchange
         self._done: Done | None = done
