@@ -5,14 +5,17 @@ takes annotations apart. It knows types; it knows no routes and no requests.
 """
 
 import enum
+import functools
 import inspect
 import os
 import types
+from collections import deque
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
     AsyncIterator,
     Callable,
+    Collection,
     Generator,
     Iterable,
     Iterator,
@@ -21,25 +24,26 @@ from collections.abc import (
 )
 from collections.abc import Set as AbstractSet
 from dataclasses import is_dataclass
-from decimal import Decimal
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, PydanticUserError, TypeAdapter
+from pydantic import BaseModel, Json, PydanticUserError, TypeAdapter
+from pydantic_core import SchemaError
 from typing_extensions import is_typeddict
 
 from natsweb.errors import DeclarationError
-from natsweb.params import Depends, Marker, Partial, UploadFile
+from natsweb.params import Partial, UploadFile
 
 __all__ = [
     "Place",
     "Validate",
     "adapter_of",
+    "allows_none",
     "choices_of",
+    "is_foreign",
     "is_list",
     "is_object",
     "is_upload",
     "line_of",
-    "marker_of",
     "name_of",
     "produced_by",
     "resolve_hints",
@@ -50,7 +54,8 @@ __all__ = [
     "texts_validator",
 ]
 
-_LISTS = (list, set, frozenset, tuple, Sequence, AbstractSet)
+_LISTS = (list, set, frozenset, tuple, deque, Sequence, AbstractSet, Collection, Iterable)
+_DEEPEST = 20
 
 Validate = Callable[[Any], Any]
 
@@ -72,12 +77,24 @@ def resolve_hints(function: Callable[..., Any], names: Mapping[str, Any]) -> dic
     For a class they are those of its constructor, for a `functools.partial` those of the function in it.
     Raises `NameError` for a name that does not exist (yet).
     """
-    function = getattr(function, "func", function)
+    function = function.func if isinstance(function, functools.partial) else function
     if isinstance(function, type):
-        function = vars(function).get("__init__", function)
-    elif not inspect.isroutine(function):
+        fields = get_type_hints(function, localns=dict(names), include_extras=True)
+        made = get_type_hints(_constructor(function), localns=dict(names), include_extras=True)
+        return fields | {name: kind for name, kind in made.items() if name != "return"}
+    if not inspect.isroutine(function):
         function = type(function).__call__
     return get_type_hints(inspect.unwrap(function), localns=dict(names), include_extras=True)
+
+
+def _constructor(kind: type) -> Callable[..., Any]:
+    """Return what makes instances of a class: the first `__init__` or `__new__` on the way to `object`."""
+    for one in kind.__mro__[:-1]:
+        for name in ("__init__", "__new__"):
+            if name in vars(one):
+                found: Callable[..., Any] = getattr(one, name)
+                return found
+    return kind
 
 
 def short_path(filename: str) -> str:
@@ -88,13 +105,13 @@ def short_path(filename: str) -> str:
 
 def name_of(function: Any) -> str:
     """Return the name of a function or class, for messages."""
-    function = getattr(function, "func", function)
+    function = function.func if isinstance(function, functools.partial) else function
     return str(getattr(function, "__name__", type(function).__name__))
 
 
 def line_of(function: Any) -> str:
     """Return where a function or class is written, such as `app.py:14`; for others, where their class is."""
-    function = inspect.unwrap(getattr(function, "func", function))
+    function = inspect.unwrap(function.func if isinstance(function, functools.partial) else function)
     if not inspect.isroutine(function) and not isinstance(function, type):
         function = type(function)
     code = getattr(function, "__code__", None)
@@ -109,62 +126,12 @@ def line_of(function: Any) -> str:
 def signature_of(function: Callable[..., Any]) -> str:
     """Return the head of a function as it is written; raises `ValueError` for one that has none."""
     word = "async def" if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function) else "def"
-    arguments = ", ".join(str(parameter) for parameter in inspect.signature(function).parameters.values())
-    return f"{word} {name_of(function)}({arguments})"
+    signature = inspect.signature(function)
+    arguments = str(signature.replace(return_annotation=inspect.Signature.empty)).replace("typing.", "")
+    return f"{word} {name_of(function)}{arguments}"
 
 
 # ── shapes ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def marker_of(annotation: Any, place: Place) -> tuple[Any, Marker | Depends | None]:
-    """Return an annotation without natsweb's marker, and the marker.
-
-    Raises `DeclarationError` for two markers, and for a marker class that was not called.
-    """
-    while type(annotation).__name__ == "TypeAliasType" and get_origin(annotation.__value__) is Annotated:
-        annotation = annotation.__value__
-    if get_origin(annotation) is not Annotated:
-        return annotation, None
-    bare, *metadata = get_args(annotation)
-    found = [item for item in metadata if isinstance(item, Marker | Depends)]
-    for item in metadata:
-        if isinstance(item, type) and issubclass(item, Marker | Depends):
-            raise DeclarationError(
-                f"{item.__name__} in Annotated is the class, not a marker",
-                where=str(place),
-                fix=f"write {item.__name__}() with its parentheses",
-            )
-    if len(found) > 1:
-        raise DeclarationError(
-            f"a parameter has two markers, {found[0]!r} and {found[1]!r}", where=str(place), fix="keep one of them"
-        )
-    if not found:
-        return annotation, None
-    rest = [item for item in metadata if item is not found[0]]
-    if isinstance(found[0], Marker):
-        _check_constraints(found[0], bare, place)
-        rest.append(found[0].field)
-    return Annotated[(bare, *rest)] if rest else bare, found[0]
-
-
-_SIZES = ("gt", "ge", "lt", "le", "multiple_of")
-_LENGTHS = ("min_length", "max_length", "pattern")
-
-
-def _check_constraints(marker: Marker, annotation: Any, place: Place) -> None:
-    """Raise `DeclarationError` for a constraint that the type does not know: pydantic would say so per request."""
-    bare = strip(annotation)
-    if not isinstance(bare, type):
-        return
-    wrong = _SIZES if issubclass(bare, str | bytes) else _LENGTHS if issubclass(bare, int | float | Decimal) else ()
-    for name in wrong:
-        if name in marker.constraints:
-            fix = (
-                "text is bounded by min_length= and max_length="
-                if wrong is _SIZES
-                else "numbers are bounded by ge= and le="
-            )
-            raise DeclarationError(f"{name}= means nothing for {bare.__name__}", where=str(place), fix=fix)
 
 
 def strip(annotation: Any) -> Any:
@@ -176,6 +143,8 @@ def strip(annotation: Any) -> Any:
             annotation = annotation.__supertype__
         elif type(annotation).__name__ == "TypeAliasType":
             annotation = annotation.__value__
+        elif type(get_origin(annotation)).__name__ == "TypeAliasType":
+            annotation = get_origin(annotation).__value__[get_args(annotation)]
         elif get_origin(annotation) in (Union, types.UnionType):
             some = [part for part in get_args(annotation) if part is not type(None)]
             if len(some) != 1:
@@ -185,18 +154,36 @@ def strip(annotation: Any) -> Any:
             return annotation
 
 
+def is_foreign(value: Any) -> bool:
+    """Tell whether something is another framework's, whose names are natsweb's as well."""
+    kind = value if isinstance(value, type) else type(value)
+    return kind.__module__.partition(".")[0] in ("fastapi", "starlette") and not issubclass(kind, UploadFile)
+
+
+def allows_none(annotation: Any) -> bool:
+    """Tell whether a type is `X | None`."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    return get_origin(annotation) in (Union, types.UnionType) and type(None) in get_args(annotation)
+
+
 def is_list(annotation: Any) -> bool:
     """Tell whether a type takes several values."""
     bare = strip(annotation)
     return (get_origin(bare) or bare) in _LISTS
 
 
-def is_object(annotation: Any) -> bool:
-    """Tell whether a type is an object, or has objects in it: what only JSON can carry."""
+def is_object(annotation: Any, depth: int = 0) -> bool:
+    """Tell whether a type is an object, or has objects in it: what only JSON can carry.
+
+    `Json[...]` is not: it is text that has JSON in it. A type that contains itself is.
+    """
+    if get_origin(annotation) is Annotated and Json in get_args(annotation):
+        return False
     bare = strip(annotation)
     origin = get_origin(bare)
     if origin in (Union, types.UnionType) or origin in _LISTS:
-        return any(is_object(part) for part in get_args(bare) if part is not ...)
+        return depth > _DEEPEST or any(is_object(part, depth + 1) for part in get_args(bare) if part is not ...)
     kind = origin or bare
     if not isinstance(kind, type):
         return False
@@ -204,9 +191,9 @@ def is_object(annotation: Any) -> bool:
 
 
 def is_upload(annotation: Any) -> bool:
-    """Tell whether a type is `UploadFile`, or several of them."""
+    """Tell whether a type is `UploadFile`, or several of them, or has it among others."""
     bare = strip(annotation)
-    if is_list(bare):
+    if is_list(bare) or get_origin(bare) in (Union, types.UnionType):
         return any(is_upload(part) for part in get_args(bare))
     return isinstance(bare, type) and issubclass(bare, UploadFile)
 
@@ -221,7 +208,8 @@ def choices_of(annotation: Any) -> dict[str, Any]:
         values = get_args(bare)
     elif isinstance(bare, type) and issubclass(bare, enum.Enum):
         values = [member.value for member in bare]
-    return {str(value): value for value in values if not isinstance(value, str)}
+    found = {str(value): value for value in values if not isinstance(value, str)}
+    return found | {text.lower(): value for text, value in found.items() if isinstance(value, bool)}
 
 
 _YIELDS = (AsyncIterator, AsyncGenerator, AsyncIterable, Iterator, Generator, Iterable)
@@ -254,10 +242,30 @@ def adapter_of(annotation: Any, name: str, place: Place) -> TypeAdapter[Any]:
         raise DeclarationError(
             f"parameter {name!r} has a type that pydantic cannot take: {error.message.splitlines()[0]}",
             where=str(place),
-            fix="did you mean natsweb.Request?" if "Request" in str(annotation) else _remedy(error),
+            fix=_own_name(annotation) or _remedy(error),
+        ) from None
+    except SchemaError as error:
+        raise DeclarationError(
+            f"parameter {name!r} has a constraint that pydantic cannot take: {str(error).splitlines()[-1].strip()}",
+            where=str(place),
+            fix="patterns are those of Rust's regex, without look-around; lengths are not negative",
         ) from None
     except DeclarationError as error:
         raise DeclarationError(f"parameter {name!r}: {error.what}", where=str(place), fix=error.fix) from None
+
+
+_OWN_NAMES = {"UploadFile": "UploadFile", "BackgroundTasks": "Background", "BackgroundTask": "Background"}
+
+
+def _own_name(annotation: Any) -> str | None:
+    """Return the remedy for a type of another framework, or of somebody's own."""
+    bare = strip(annotation)
+    name = getattr(bare, "__name__", "")
+    if is_foreign(bare) or "Request" in str(annotation):
+        return f"did you mean natsweb.{_OWN_NAMES.get(name, 'Request')}?"
+    if isinstance(bare, type) and bare.__module__ not in ("builtins", "typing"):
+        return f"make it a dataclass or a pydantic model; or Annotated[{name}, Depends()], to make one for each request"
+    return None
 
 
 def _remedy(error: PydanticUserError) -> str:

@@ -1,6 +1,7 @@
 """Everything that can go wrong, as one tree of exceptions that know their HTTP status.
 
     NatswebError
+    ├── BadCredentials             what a security scheme's `verify` raises; a 401
     ├── HTTPError                  an answer: status, reason, detail; becomes problem+json
     │   ├── BadPath            400     ├── NoService             404
     │   ├── BadRequest         400     ├── TimeUp                504
@@ -29,6 +30,7 @@ from typing import ClassVar
 from typing_extensions import TypedDict
 
 __all__ = [
+    "BadCredentials",
     "BadPath",
     "BadReply",
     "BadRequest",
@@ -62,6 +64,10 @@ __all__ = [
 
 class NatswebError(Exception):
     """The root of all exceptions that natsweb raises of its own accord."""
+
+
+class BadCredentials(NatswebError):
+    """Credentials are not valid: raise it in a scheme's `verify`; the caller gets a 401 with this text."""
 
 
 # ── answers ──────────────────────────────────────────────────────────────────────────────────────

@@ -59,17 +59,26 @@ class FileResponse(Deferred):
         Raises `HTTPError` 404 for what is no file, `ReplyTooLarge` for more than 64 MiB.
         """
         path, status = await asyncio.to_thread(self._find)
-        asked = StarletteHeaders(raw=call.headers.fields)
+        fields = call.headers.fields
+        ranges = call.headers.get("range")
+        if ranges is not None and (call.method != "GET" or not ranges.lower().lstrip().startswith("bytes")):
+            fields = [field for field in fields if field[0] != b"range"]  # RFC 9110 section 14.2: to be ignored
+        tags = call.headers.getlist("if-none-match")
+        rest = [field for field in fields if field[0] != b"if-none-match"]
+        asked = StarletteHeaders(raw=[*rest, (b"if-none-match", ", ".join(tags).encode("latin-1"))] if tags else fields)
         response: StarletteResponse = StarletteFileResponse(
             path,
-            headers=dict(self.headers),
+            headers={name: self.headers[name] for name, _ in self.headers},
             media_type=self.media_type,
             filename=self.filename,
             stat_result=status,
         )
         if call.method in ("GET", "HEAD") and _conditions.is_not_modified(response.headers, asked):
             response = NotModifiedResponse(response.headers)
-        return await _collect(response, call.method, call.headers.fields)
+        found = await _collect(response, call.method, fields)
+        several = [name for name, _ in self.headers if len(self.headers.getlist(name)) > 1 and name in found.headers]
+        again = Headers([(name, value) for name, value in self.headers if name in several])
+        return found.model_copy(update={"headers": found.headers.without(*several) + again}) if several else found
 
     def _find(self) -> tuple[Path, os.stat_result]:
         """Return the real path and its status; raises `HTTPError` 404."""
@@ -83,7 +92,7 @@ class FileResponse(Deferred):
             status = path.stat()
             if not stat.S_ISREG(status.st_mode):
                 raise FileNotFoundError
-        except (OSError, ValueError):
+        except (OSError, ValueError, RuntimeError):  # a loop of links is a RuntimeError before Python 3.13
             raise HTTPError(404, "there is no such file", reason="no_file") from None
         return path, status
 

@@ -7,6 +7,7 @@ them. Knows bodies and content types; it knows no handlers.
 import importlib.util
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from email.message import Message
 
 from starlette.datastructures import FormData
 from starlette.datastructures import Headers as StarletteHeaders
@@ -14,7 +15,7 @@ from starlette.datastructures import UploadFile as StarletteUploadFile
 from starlette.formparsers import FormParser, MultiPartException, MultiPartParser
 
 from natsweb.errors import BadRequest, TooLarge, UnsupportedMedia
-from natsweb.messages import Call, Request
+from natsweb.messages import Call, Request, quote_query
 from natsweb.params import UploadFile
 
 __all__ = ["FORM_LIMITS", "FormLimits", "has_parser", "read_form"]
@@ -57,21 +58,39 @@ async def read_form(call: Call | Request, limits: FormLimits = FORM_LIMITS) -> l
             headers={"accept": f"{_MULTIPART}, {_URLENCODED}"},
         )
     headers = StarletteHeaders({"content-type": content_type or ""})
+    if kind == _MULTIPART and not _is_whole(content_type or "", call.body):
+        raise BadRequest("the form is cut off: its last boundary is not there")
     try:
         form = await _parse(kind, headers, call.body, limits)
     except MultiPartException as error:
         if error.message.startswith(("Too many", "Part exceeded", "Field exceeded")):
             raise TooLarge(f"the form is over a limit: {error.message}") from None
         raise BadRequest(f"the form cannot be read: {error.message}") from None
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, LookupError):
         raise BadRequest("the form cannot be read: it is malformed") from None
+    if any(_is_no_text(one) for pair in form.multi_items() for one in pair):
+        await form.close()
+        raise BadRequest("the form has something in it that is no text")
     return [(name, _ours(value)) for name, value in form.multi_items()]
+
+
+def _is_whole(content_type: str, body: bytes) -> bool:
+    """Tell whether a multipart body ends with its closing boundary; one without any is the parser's business."""
+    message = Message()
+    message["content-type"] = content_type
+    boundary = message.get_boundary()
+    return boundary is None or b"--%b--" % boundary.encode("latin-1", "replace") in body
+
+
+def _is_no_text(value: str | StarletteUploadFile) -> bool:
+    """Tell whether a text has halves of surrogate pairs, which some character sets smuggle in."""
+    return isinstance(value, str) and not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value)
 
 
 async def _parse(kind: str, headers: StarletteHeaders, body: bytes, limits: FormLimits) -> FormData:
     if kind == _URLENCODED:
         return await FormParser(
-            headers, _pieces(body), max_fields=limits.fields, max_part_size=limits.field_bytes
+            headers, _pieces(quote_query(body).encode()), max_fields=limits.fields, max_part_size=limits.field_bytes
         ).parse()
     return await MultiPartParser(
         headers, _pieces(body), max_files=limits.files, max_fields=limits.fields, max_part_size=limits.field_bytes

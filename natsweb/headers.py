@@ -6,7 +6,7 @@ with a control character ever gets in. This module knows fields; which of them m
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from pydantic import GetCoreSchemaHandler
@@ -33,7 +33,7 @@ _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _FORBIDDEN = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]").search  # RFC 9110 section 5.5
 
 #: What `Headers` can be built from.
-HeaderSource: TypeAlias = "Headers | Mapping[str, str | list[str]] | Mapping[str, str] | Iterable[tuple[str, str]]"
+HeaderSource: TypeAlias = "Headers | Mapping[str, str | Sequence[str]] | Iterable[tuple[str, str]]"
 
 
 def encode_line(name: bytes, value: bytes) -> bytes:
@@ -64,7 +64,7 @@ def _to_bytes(text: str | bytes) -> bytes:
 def _pairs(source: Any) -> Iterator[tuple[bytes, bytes]]:
     items = source.items() if isinstance(source, Mapping) else source
     for name, value in items:
-        for one in value if isinstance(value, list) else (value,):
+        for one in (value,) if isinstance(value, str | bytes) else value:
             yield _to_bytes(name), _to_bytes(one)
 
 

@@ -106,7 +106,7 @@ class Lifespan:
 
     async def stop(self) -> None:
         """Clean up all that `start` has made, the newest first; errors are logged."""
-        task, self._task = self._task, None
+        task = self._task
         if task is None:
             return
         self._ending.set()
@@ -114,7 +114,7 @@ class Lifespan:
         if not done:
             logger.error("%s takes longer than %g s to end; leaving it there", self._step, _STOP_TIME)
             task.cancel()
-        self._state = None
+        self._task = self._state = None
 
     async def _give_up(self) -> None:
         task, self._task = self._task, None

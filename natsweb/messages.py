@@ -14,12 +14,24 @@ from urllib.parse import parse_qsl, quote
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from starlette.requests import cookie_parser
+from typing_extensions import TypedDict, Unpack
 
 from natsweb.errors import BadPath
 from natsweb.headers import Headers, HeaderSource
 from natsweb.subjects import decode_token, path_tokens, to_path
 
-__all__ = ["After", "Call", "Counts", "NotExecuted", "Request", "Response", "cookie_line", "quote_query"]
+__all__ = [
+    "After",
+    "Call",
+    "CookieAttributes",
+    "Counts",
+    "NotExecuted",
+    "Request",
+    "Response",
+    "cookie_line",
+    "forgetting",
+    "quote_query",
+]
 
 
 def quote_query(query: str | bytes) -> str:
@@ -42,18 +54,34 @@ def cookies_of(headers: Headers) -> dict[str, str]:
     return cookies
 
 
+class CookieAttributes(TypedDict, total=False):
+    """Attributes of a cookie (RFC 6265); `max_age` is in seconds."""
+
+    max_age: int | None
+    path: str
+    domain: str | None
+    secure: bool
+    httponly: bool
+    samesite: Literal["lax", "strict", "none"]
+
+
 def cookie_line(
     name: str,
     value: str,
     *,
-    max_age: int | None,
-    path: str,
-    domain: str | None,
-    secure: bool,
-    httponly: bool,
-    samesite: Literal["lax", "strict", "none"],
+    max_age: int | None = None,
+    path: str = "/",
+    domain: str | None = None,
+    secure: bool = False,
+    httponly: bool = True,
+    samesite: Literal["lax", "strict", "none"] = "lax",
 ) -> str:
     """Return the value of a `Set-Cookie` field (RFC 6265); raises `ValueError` for what no cookie can carry."""
+    for said in (path, domain or ""):
+        if any(char in ";," or not char.isprintable() or not char.isascii() for char in said):
+            raise ValueError(f"{said!r} cannot be the path or domain of a cookie")
+    if samesite not in ("lax", "strict", "none"):
+        raise ValueError(f"samesite={samesite!r} is none of lax, strict and none")
     try:
         cookies: SimpleCookie = SimpleCookie({name: value})
     except CookieError as error:
@@ -68,6 +96,12 @@ def cookie_line(
     morsel["httponly"] = httponly
     morsel["samesite"] = samesite
     return morsel.OutputString()
+
+
+def forgetting(name: str, attributes: CookieAttributes) -> CookieAttributes:
+    """Return the attributes with which browsers forget a cookie, also one that has to be secure by its name."""
+    secure = attributes.get("secure", False) or name.startswith(("__Host-", "__Secure-"))
+    return {**attributes, "secure": secure, "max_age": 0}
 
 
 class After(Protocol):
@@ -286,7 +320,8 @@ def _parse_range(text: str) -> tuple[str, float]:
         name, _, value = param.partition("=")
         if name.strip() == "q":
             try:
-                return media, min(max(float(value), 0.0), 1.0)
+                quality = float(value)
+                return media, min(quality, 1.0) if quality >= 0.0 else 0.0  # not a number is none
             except ValueError:
                 return media, 0.0
     return media, 1.0
@@ -302,7 +337,10 @@ def _quality(offer: str, ranges: list[tuple[str, float]]) -> float:
     return 0.0
 
 
-_RESPONSE_FIELDS = frozenset(["status", "headers", "body"])
+_RESPONSE_FIELDS = {"status", "headers", "body"}  # shared by all trusted ones; copies of them get their own
+_set_fields_set = BaseModel.__dict__["__pydantic_fields_set__"].__set__
+_set_extra = BaseModel.__dict__["__pydantic_extra__"].__set__
+_set_private = BaseModel.__dict__["__pydantic_private__"].__set__
 
 
 class Response(BaseModel):
@@ -341,49 +379,32 @@ class Response(BaseModel):
     def trusted(cls, status: int, headers: Headers, body: bytes) -> "Response":
         """Return a response of parts that are known to be right, without validating them again (tests/benchmarks)."""
         self = cls.__new__(cls)
-        assign = object.__setattr__
-        assign(self, "__dict__", {"status": status, "headers": headers, "body": body})
-        assign(self, "__pydantic_fields_set__", set(_RESPONSE_FIELDS))
-        assign(self, "__pydantic_extra__", None)
-        assign(self, "__pydantic_private__", None)
+        fields: Any = self.__dict__
+        fields["status"] = status
+        fields["headers"] = headers
+        fields["body"] = body
+        _set_fields_set(self, _RESPONSE_FIELDS)
+        _set_extra(self, None)
+        _set_private(self, None)
         return self
 
     def with_headers(self, headers: Mapping[str, str]) -> Self:
         """Return this response with `headers` added; those of the same name are replaced."""
         return self.model_copy(update={"headers": self.headers.without(*headers) + headers})
 
-    def with_cookie(
-        self,
-        name: str,
-        value: str,
-        *,
-        max_age: int | None = None,
-        path: str = "/",
-        domain: str | None = None,
-        secure: bool = False,
-        httponly: bool = True,
-        samesite: Literal["lax", "strict", "none"] = "lax",
-    ) -> Self:
-        """Return this response with a cookie (RFC 6265); `max_age` is in seconds, without it a session's cookie.
+    def with_cookie(self, name: str, value: str, **attributes: Unpack[CookieAttributes]) -> Self:
+        """Return this response with a cookie (RFC 6265): `with_cookie("sid", token, max_age=3600, secure=True)`.
 
-        Scripts of the page do not see it unless `httponly` is false; `secure` keeps it off plain HTTP.
-        Raises `ValueError` for a name that no cookie can have.
+        Without `max_age` (seconds) it lasts for the browser's session. `path` is `/`, `samesite` "lax"; scripts of the
+        page do not see it unless `httponly` is false; `secure` keeps it off plain HTTP. Raises `ValueError` for
+        a name that no cookie can have, and a value outside latin-1.
         """
-        line = cookie_line(
-            name,
-            value,
-            max_age=max_age,
-            path=path,
-            domain=domain,
-            secure=secure,
-            httponly=httponly,
-            samesite=samesite,
-        )
+        line = cookie_line(name, value, **attributes)
         return self.model_copy(update={"headers": self.headers + {"set-cookie": line}})
 
-    def without_cookie(self, name: str, *, path: str = "/", domain: str | None = None) -> Self:
+    def without_cookie(self, name: str, **attributes: Unpack[CookieAttributes]) -> Self:
         """Return this response with the order to forget a cookie; `path` and `domain` are those it was set with."""
-        return self.with_cookie(name, "", max_age=0, path=path, domain=domain)
+        return self.with_cookie(name, "", **forgetting(name, attributes))
 
     @property
     def text(self) -> str:

@@ -7,9 +7,10 @@ Knows routes by what `Described` says; it calls no handler.
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import NoneType
-from typing import Any, Literal, NamedTuple, Protocol, get_origin
+from typing import Any, NamedTuple, Protocol, get_origin
 
 from pydantic import BaseModel, TypeAdapter
+from pydantic.json_schema import JsonSchemaMode
 
 from natsweb.annotations import is_list, is_object, is_upload, strip
 from natsweb.binding import Parameter
@@ -141,17 +142,15 @@ def _answer(body: Any, status: int | None) -> _Answer:
 
 # ── schemas ──────────────────────────────────────────────────────────────────────────────────────
 
-_Mode = Literal["validation", "serialization"]
-
 
 class _Schemas:
     """The JSON schemas of all types in a document; models stand in `definitions` and are referred to."""
 
     def __init__(self) -> None:
         self.definitions: dict[str, Any] = {}
-        self._types: dict[tuple[int, _Mode], TypeAdapter[Any]] = {}
-        self._keys: dict[tuple[Any, _Mode], int] = {}
-        self._found: dict[tuple[int, _Mode], Any] = {}
+        self._types: dict[tuple[int, JsonSchemaMode], TypeAdapter[Any]] = {}
+        self._keys: dict[tuple[Any, JsonSchemaMode], int] = {}
+        self._found: dict[tuple[int, JsonSchemaMode], Any] = {}
         self._add(Problem, "serialization")
 
     def collect(self, route: Described) -> None:
@@ -162,18 +161,20 @@ class _Schemas:
             if answer.media_type == "application/json":
                 self._add(answer.annotation, "serialization")
 
-    def _add(self, annotation: Any, mode: _Mode) -> None:
+    def _add(self, annotation: Any, mode: JsonSchemaMode) -> None:
         number = self._keys.setdefault((_hashable(annotation), mode), len(self._keys))
         self._types[number, mode] = TypeAdapter(annotation)
 
     def compile(self) -> None:
         """Let pydantic write all schemas at once, so that equal names of different models are told apart."""
-        inputs = [(number, mode, adapter) for (number, mode), adapter in self._types.items()]
+        inputs: list[tuple[int, JsonSchemaMode, TypeAdapter[Any]]] = [
+            (number, mode, adapter) for (number, mode), adapter in self._types.items()
+        ]
         found, rest = TypeAdapter.json_schemas(inputs, ref_template=_REF)
         self._found = dict(found)
         self.definitions = rest.get("$defs", {})
 
-    def of(self, annotation: Any, mode: _Mode = "validation") -> dict[str, Any]:
+    def of(self, annotation: Any, mode: JsonSchemaMode = "validation") -> dict[str, Any]:
         """Return the schema of a type that was collected."""
         return dict(self._found[self._keys[_hashable(annotation), mode], mode])
 
@@ -352,7 +353,7 @@ class _Operation:
         for step in self._route.recipe.steps:
             if isinstance(step.depends, Auth):
                 needed[self._scheme(step.depends)] = list(step.depends.scopes)
-                optional = optional and getattr(step.call, "optional", False)
+                optional = optional and step.optional
         return [*([{}] if optional else []), needed] if needed else []
 
     def _scheme(self, auth: Auth) -> str:

@@ -8,9 +8,18 @@ that markers need: `UploadFile`, and `Partial[Model]` for PATCH. Knows no reques
 import difflib
 from collections.abc import Callable, Iterator
 from copy import copy
+from functools import lru_cache
 from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError, create_model
+from pydantic import (
+    BaseModel,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    RootModel,
+    ValidationError,
+    create_model,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticUndefined, core_schema
 from starlette.datastructures import UploadFile as StarletteUploadFile
@@ -83,19 +92,27 @@ class Marker:
         return f"{type(self).__name__}()" if self.alias is None else f"{type(self).__name__}(alias={self.alias!r})"
 
 
+_OWN = ("alias", "include_in_schema", "csv", "embed", "media_type")
+_NEAR = {"gte": "ge", "lte": "le", "regex": "pattern", "convert_underscores": "alias", "example": "examples"}
+
+
 def _check_names(marker: str, constraints: Any) -> None:
     for name in constraints:
         if name not in Constraints.__annotations__:
-            close = difflib.get_close_matches(name, Constraints.__annotations__, n=1)
+            known = [*Constraints.__annotations__, *_OWN]
+            close = [_NEAR[name]] if name in _NEAR else difflib.get_close_matches(name.lower(), known, n=1)
             hint = f"; did you mean {close[0]}?" if close else "; a default goes after the parameter: = 7"
             raise TypeError(f"{marker}() takes no {name!r}{hint}")
 
 
 class Path(Marker):
-    """A capture of the path, with constraints: `id: Annotated[int, Path(ge=1)]`."""
+    """A capture of the path, with constraints: `id: Annotated[int, Path(ge=1)]`. Its name is the parameter's."""
 
     source = "path"
     __slots__ = ()
+
+    def __init__(self, *, include_in_schema: bool = True, **constraints: Unpack[Constraints]) -> None:
+        super().__init__(include_in_schema=include_in_schema, **constraints)
 
 
 class Query(Marker):
@@ -154,7 +171,7 @@ class Body(Marker):
     ) -> None:
         super().__init__(alias=alias, include_in_schema=include_in_schema, **constraints)
         self.embed = embed
-        self.media_type = media_type
+        self.media_type = None if media_type is None else media_type.partition(";")[0].strip().lower()
 
 
 class Form(Marker):
@@ -168,6 +185,10 @@ class File(Form):
     """A file of a multipart form, for `bytes`; a parameter of type `UploadFile` needs no marker."""
 
     __slots__ = ()
+
+
+def OWN_TYPE() -> None:
+    """Stand for the annotated class itself, which `Depends()` calls."""
 
 
 class Depends:
@@ -186,13 +207,13 @@ class Depends:
 
     def __init__(
         self,
-        dependency: Callable[..., Any] | None = None,
+        dependency: Callable[..., Any] = OWN_TYPE,
         *,
         scope: Scope = "request",
         inline: bool = False,
         shared: bool = True,
     ) -> None:
-        if dependency is not None and not callable(dependency):
+        if not callable(dependency):
             raise DeclarationError(
                 f"Depends takes a function or a class, not {dependency!r}",
                 fix="write Depends(get_db), without calling it",
@@ -211,7 +232,7 @@ class Depends:
 
     def resolve(self, annotation: Any) -> Callable[..., Any] | None:
         """Return what is called for a parameter of this type: the dependency, else the type itself if it is a class."""
-        if self.dependency is not None:
+        if self.dependency is not OWN_TYPE:
             return self.dependency
         return annotation if isinstance(annotation, type) else None
 
@@ -256,24 +277,24 @@ class Partial(Generic[M]):
     @property
     def changes(self) -> dict[str, Any]:
         """The fields that were sent, validated."""
-        return {name: getattr(self._sent, name) for name in type(self._sent).model_fields if name in self}
+        values = self._sent.__dict__ | (self._sent.__pydantic_extra__ or {})
+        return {name: value for name, value in values.items() if name in self}
 
     def apply(self, value: M) -> M:
-        """Return `value` with the changes in it, validated as a whole.
+        """Return `value` with the changes in it. What was sent has been validated; all else stays as it is.
 
-        Raises `InvalidInput` (422) if the model's own validators refuse what comes out.
+        The model's validators of the whole see the result first. Raises `InvalidInput` (422) if they refuse it.
         """
-        now = {name: getattr(value, name) for name in type(value).model_fields}
         try:
-            validated = self._model.__pydantic_validator__.validate_python({**now, **self.changes}, by_name=True)
+            now = {name: getattr(value, name) for name in self._model.model_fields}
+            whole_model(self._model).__pydantic_validator__.validate_python(now | self.changes)
         except ValidationError as error:
             found = error.errors(include_url=False, include_context=False, include_input=False)
             raise InvalidInput(
                 "the request does not fit what is there",
                 errors=[{"loc": ["body", *one["loc"]], "msg": one["msg"], "type": one["type"]} for one in found],
             ) from None
-        assert isinstance(validated, self._model)
-        return validated
+        return value.model_copy(update=self.changes)
 
     def __contains__(self, name: object) -> bool:
         return name in self._sent.model_fields_set
@@ -293,10 +314,10 @@ class Partial(Generic[M]):
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         [model] = get_args(source) or [None]
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        if not (isinstance(model, type) and issubclass(model, BaseModel)) or issubclass(model, RootModel):
             raise DeclarationError("Partial stands for some fields of a pydantic model", fix="write Partial[Order]")
-        return core_schema.no_info_after_validator_function(
-            lambda sent: Partial(model, sent),
+        return core_schema.no_info_wrap_validator_function(
+            lambda value, validate: value if isinstance(value, Partial) else Partial(model, validate(value)),
             handler(partial_model(model)),
             serialization=core_schema.plain_serializer_function_ser_schema(lambda value: value.changes),
         )
@@ -306,22 +327,34 @@ def _nothing() -> None:
     """The default of a field that was not sent; a factory, so that API documents show none."""
 
 
-_partial_models: dict[type[BaseModel], type[BaseModel]] = {}
-
-
+@lru_cache(4096)
 def partial_model(model: type[BaseModel]) -> type[BaseModel]:
     """Return `OrderPatch` for `Order`: the same fields and field validators, none of them required.
 
     Validators of the model as a whole are left out: they see a whole model when the changes are applied.
     """
-    if model not in _partial_models:
-        fields: dict[str, Any] = {}
-        for name, info in model.model_fields.items():
-            optional = copy(info)
-            optional.default, optional.default_factory, optional.validate_default = PydanticUndefined, _nothing, False
-            fields[name] = (info.annotation, optional)
-        patch = create_model(f"{model.__name__}Patch", __base__=model, __module__=model.__module__, **fields)
-        patch.__pydantic_decorators__.model_validators.clear()
-        patch.model_rebuild(force=True)
-        _partial_models[model] = patch
-    return _partial_models[model]
+    fields: dict[str, Any] = {}
+    for name, info in model.model_fields.items():
+        optional = copy(info)
+        optional.default, optional.default_factory, optional.validate_default = PydanticUndefined, _nothing, False
+        fields[name] = (info.annotation, optional)
+    patch = create_model(f"{model.__name__}Patch", __base__=model, __module__=model.__module__, **fields)
+    patch.__pydantic_decorators__.model_validators.clear()
+    patch.model_post_init = _nothing_after  # type: ignore[method-assign]
+    patch.__pydantic_post_init__ = None
+    patch.model_rebuild(force=True)
+    return patch
+
+
+@lru_cache(4096)
+def whole_model(model: type[BaseModel]) -> type[BaseModel]:
+    """Return a model that takes any value in each field, and has the validators of `model` as a whole only."""
+    fields: dict[str, Any] = dict.fromkeys(model.model_fields, (Any, ...))
+    whole = create_model(f"{model.__name__}Whole", __base__=model, __module__=model.__module__, **fields)
+    whole.__pydantic_decorators__.field_validators.clear()
+    whole.model_rebuild(force=True)
+    return whole
+
+
+def _nothing_after(self: BaseModel, context: Any, /) -> None:
+    """Do nothing after validation."""

@@ -5,17 +5,19 @@ the return annotation, once. The only place that knows the shape of a problem. K
 """
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from copy import copy
 from types import UnionType
-from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar, Union, get_args, get_origin
 from urllib.parse import quote
 
 from pydantic import BaseModel, Field, TypeAdapter
 from pydantic_core import to_json
+from typing_extensions import Unpack
 
 from natsweb.errors import FieldError, HTTPError
 from natsweb.headers import Headers, HeaderSource
-from natsweb.messages import Call, NotExecuted, Request, Response
+from natsweb.messages import Call, CookieAttributes, NotExecuted, Request, Response, cookie_line, forgetting
 
 __all__ = [
     "Created",
@@ -100,6 +102,22 @@ class Reply(Generic[T]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.body!r}, status={self.status})"
 
+    def with_headers(self, headers: Mapping[str, str]) -> Self:
+        """Return this answer with `headers` added; those of the same name are replaced."""
+        found = copy(self)
+        found.headers = self.headers.without(*headers) + headers
+        return found
+
+    def with_cookie(self, name: str, value: str, **attributes: Unpack[CookieAttributes]) -> Self:
+        """Return this answer with a cookie: see `Response.with_cookie`."""
+        found = copy(self)
+        found.headers = self.headers + {"set-cookie": cookie_line(name, value, **attributes)}
+        return found
+
+    def without_cookie(self, name: str, **attributes: Unpack[CookieAttributes]) -> Self:
+        """Return this answer with the order to forget a cookie."""
+        return self.with_cookie(name, "", **forgetting(name, attributes))
+
 
 class Created(Reply[T]):
     """201 with the new thing: `return Created(order, location=svc.url_for("show", id=order.id))`."""
@@ -173,8 +191,22 @@ def _replied(reply: "Reply[Any]", response: Response | Deferred) -> Response:
 
 
 def union_parts(annotation: Any) -> tuple[Any, ...]:
-    """Return the members of a union, or the type itself."""
-    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    """Return the members of a union, or the type itself; aliases, NewTypes and notes around them are looked through."""
+    seen = annotation
+    while True:
+        if get_origin(seen) is Annotated:
+            seen = get_args(seen)[0]
+        elif type(seen).__name__ == "TypeAliasType":
+            seen = seen.__value__
+        elif hasattr(seen, "__supertype__"):
+            seen = seen.__supertype__
+        else:
+            break
+    if get_origin(seen) in (Union, UnionType):
+        return get_args(seen)
+    kind = get_origin(seen) or seen
+    plain = kind in (str, bytes) or (isinstance(kind, type) and issubclass(kind, Reply | Response | Deferred))
+    return (seen if plain else annotation,)
 
 
 class _Nothing:

@@ -116,13 +116,14 @@ class Router:
         if prefix:
             _parse(prefix, caller_line(2))
         _check_depends(depends, caller_line(2))
+        self._parents: list[Router] = []
         self.prefix = prefix
         self.tags = list(tags)
         self.depends = list(depends)
-        self._middleware: list[Middleware] = []
+        self.around: list[Middleware] = []
         for one in middleware:
             self.middleware(one)
-        self._on_error: dict[type[Exception], OnError] = {}
+        self.error_handlers: dict[type[Exception], OnError] = {}
         self._declared: list[Declared] = []
         self._included: list[Router] = []
         self._takers: list[Callable[[Declared], None]] = []
@@ -226,13 +227,20 @@ class Router:
         for declared in inner._declared:
             self._declare(declared)
         inner._takers.append(self._declare)
+        inner._parents.append(self)
+
+    def _touch(self) -> None:
+        """Tell all around that something has changed."""
+        for parent in self._parents:
+            parent._touch()
 
     # ── around handlers ──
 
     def middleware(self, function: M) -> M:
         """Put `async def m(request, call_next) -> Response` around the handlers; the first one is the outermost."""
         check_middleware(function)
-        self._middleware.append(function)
+        self.around.append(function)
+        self._touch()
         return function
 
     def on_error(self, *kinds: type[Exception]) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -259,7 +267,8 @@ class Router:
                     fix=f"write: def {name_of(function)}(request: Request, error: {kinds[0].__name__})",
                 ) from None
             for kind in kinds:
-                self._on_error[kind] = cast(OnError, function)
+                self.error_handlers[kind] = cast(OnError, function)
+            self._touch()
             return function
 
         return declare

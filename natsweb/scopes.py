@@ -14,21 +14,24 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, get_origin
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, ParamSpec, Protocol, get_origin
 
 from typing_extensions import is_typeddict
 
-from natsweb.annotations import Place, line_of, name_of, produced_by, resolve_hints, signature_of, strip
-from natsweb.binding import Need, Plan, compile_plan
+from natsweb.annotations import Place, allows_none, line_of, name_of, produced_by, resolve_hints, signature_of, strip
+from natsweb.binding import Need, Plan
 from natsweb.errors import DeclarationError, FieldError, InvalidInput, StartError
 from natsweb.forms import has_parser, read_form
 from natsweb.messages import Call, Request
 from natsweb.params import Depends, UploadFile
 from natsweb.paths import Template
+from natsweb.plans import compile_plan
 from natsweb.threads import InThread, Threads
 
 __all__ = ["AppScope", "Background", "Needs", "Recipe", "RequestScope", "compile_recipe", "identity_of"]
+
+P = ParamSpec("P")
 
 logger = logging.getLogger("natsweb.service")
 
@@ -52,7 +55,7 @@ class Background:
     def __repr__(self) -> str:
         return f"<Background: {len(self._work)} functions>"
 
-    def add(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> None:
+    def add(self, function: Callable[P, Any], *arguments: P.args, **named: P.kwargs) -> None:
         """Call `function` with these arguments after the reply."""
         if not callable(function):
             raise TypeError(f"Background.add takes a function and its arguments, not {function!r}")
@@ -87,9 +90,14 @@ class RequestScope:
 
     async def close(self) -> None:
         """Do the background work and clean up; to be called once, after the last byte of the reply has gone."""
-        if self.error is None:
-            await self.background.run(self.threads)
         error, self.error = self.error, None
+        try:
+            if error is None:
+                await self.background.run(self.threads)
+        finally:
+            await self._clean_up(error)
+
+    async def _clean_up(self, error: BaseException | None) -> None:
         try:
             async with asyncio.timeout(_CLEANUP_TIME):
                 if error is None:
@@ -156,6 +164,7 @@ class Step:
     needs: tuple[tuple[str, int], ...]
     depends: Depends
     gives: Any
+    optional: bool
 
     async def make(self, arguments: dict[str, Any], stack: contextlib.AsyncExitStack, threads: Threads) -> Any:
         """Return what the dependency gives; its cleanup goes on `stack`."""
@@ -322,10 +331,14 @@ def compile_recipe(
     kinds = (Call, Background, *needs.services)
     plan = compile_plan(function, hints, template, place, services=kinds)
     compiler = _Graph(names, template, place, kinds, needs.overrides)
-    # Who calls is settled before anything is made for the caller.
-    own = sorted([*[Need("", guard, Any) for guard in needs.guards], *plan.needs], key=lambda n: not n.depends.first)
-    indexes = {need.name: compiler.add(need) for need in own}
-    indexes.pop("", None)
+    for guard in needs.guards:
+        compiler.add(Need("", guard, Any))
+    indexes = {need.name: compiler.add(need) for need in plan.needs}
+    steps, moved = _callers_first(compiler.steps)
+    plans = [plan, *[step.plan for step in steps]]
+    _check_bodies(plans, place)
+    plan = plan.beside(plans)
+    steps = [replace(step, plan=step.plan.beside(plans)) for step in steps]
     takes_form = plan.form is not None or any(step.plan.form is not None for step in compiler.steps)
     if takes_form and not has_parser():
         raise DeclarationError(
@@ -333,7 +346,32 @@ def compile_recipe(
             where=str(place),
             fix='pip install "natsweb[forms]"',
         )
-    return Recipe(plan, tuple(compiler.steps), tuple(indexes.items()))
+    return Recipe(plan, tuple(steps), tuple([(name, moved[index]) for name, index in indexes.items()]))
+
+
+def _callers_first(steps: Sequence[Step]) -> tuple[list[Step], dict[int, int]]:
+    """Return the steps with those first that settle who calls, and where each has gone.
+
+    Nothing is made for a caller, and nothing is said of its input, before it is known. Such steps need only each other.
+    """
+    order = sorted(range(len(steps)), key=lambda index: not steps[index].depends.first)
+    moved = {before: after for after, before in enumerate(order)}
+    return [
+        replace(steps[index], needs=tuple([(name, moved[inner]) for name, inner in steps[index].needs]))
+        for index in order
+    ], moved
+
+
+def _check_bodies(plans: Sequence[Plan], place: Place) -> None:
+    """Raise `DeclarationError` if a form and another kind of body are wanted of one request."""
+    of_form = [one for plan in plans for one in plan.parameters if one.source == "form"]
+    of_body = [one for plan in plans for one in plan.parameters if one.source == "body"]
+    if of_form and of_body:
+        raise DeclarationError(
+            f"{of_body[0].name!r} wants a JSON body and {of_form[0].name!r} a form",
+            where=str(place),
+            fix="a request has one body, also for dependencies: take all of it from the form, or from JSON",
+        )
 
 
 class _Link(NamedTuple):
@@ -371,13 +409,16 @@ class _Graph:
             raise self._mistake(
                 f"parameter {need.name!r} depends on nothing that can be called", "write Depends(get_db)", chain
             )
-        key = (identity_of(original), depends.scope, depends.inline)
+        key: tuple[Any, ...] = (identity_of(original), depends.scope, depends.inline)
         chain = (*chain, _Link(key, name_of(original), line_of(original)))
         if any(link.key == key for link in chain[:-1]):
             circle = " -> ".join(link.name for link in chain)
             raise self._mistake(f"dependencies go round in a circle: {circle}", "take one of them out of it", chain)
-        index = self._known.get(key) if depends.shared else None
-        if index is None:
+        if not depends.shared:
+            index = self._add_step(need, original, (*key, object()), chain)
+        elif key in self._known:
+            index = self._known[key]
+        else:
             index = self._known[key] = self._add_step(need, original, key, chain)
         if key[0] not in self._overrides:
             self._check_type(need, self.steps[index], chain)
@@ -393,7 +434,19 @@ class _Graph:
         yields = kind in (_Kind.ASYNC_CONTEXT, _Kind.CONTEXT)
         gives = produced_by(function, plan.returns, yields=yields)
         self.steps.append(
-            Step(key, chain[-1].name, call, kind, depends.scope, depends.inline, plan, filled, depends, gives)
+            Step(
+                key,
+                chain[-1].name,
+                call,
+                kind,
+                depends.scope,
+                depends.inline,
+                plan,
+                filled,
+                depends,
+                gives,
+                allows_none(need.annotation),
+            )
         )
         return len(self.steps) - 1
 

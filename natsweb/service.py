@@ -15,103 +15,35 @@ import logging
 import os
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Generic, Self, cast
 
-from pydantic import PydanticUserError
 from typing_extensions import TypeVar
 
-from natsweb.annotations import Place, line_of, name_of, resolve_hints
-from natsweb.binding import check_names
+from natsweb.annotations import line_of, name_of
 from natsweb.counters import Counter
 from natsweb.errors import DeclarationError, HandlerFailed, HTTPError, SettingsError
 from natsweb.lifespans import Lifespan
 from natsweb.messages import Call, NotExecuted, Request, Response
-from natsweb.micro import METHOD, PATH, ROOT, ROUTES, STREAMS, WIRE, Endpoint, routes_hash
+from natsweb.micro import ROOT, ROUTES, WIRE, Endpoint, routes_hash
 from natsweb.middleware import Middleware, pass_through
 from natsweb.openapi import document
 from natsweb.params import Depends
 from natsweb.paths import Template
-from natsweb.replies import Deferred, ToResponse, compile_reply, problem
-from natsweb.routers import Declared, OnError, RouteOptions, Router, caller_line
+from natsweb.replies import Deferred, problem
+from natsweb.routers import Declared, OnError, Router, caller_line
+from natsweb.routes import Route
 from natsweb.routing import Match, Matcher, Options
-from natsweb.scopes import Recipe, RequestScope, compile_recipe, identity_of
+from natsweb.scopes import RequestScope, identity_of
+from natsweb.security import Scheme, stand_in
 from natsweb.subjects import check_root, minimal_cover
 from natsweb.threads import Threads
 
-__all__ = ["Route", "Service"]
+__all__ = ["Service"]
 
 S = TypeVar("S", default=Any)
-L = TypeVar("L", bound=Callable[..., AsyncIterator[Any]])
+L = TypeVar("L", bound=Callable[..., AsyncIterator[Any] | contextlib.AbstractAsyncContextManager[Any]])
 
 logger = logging.getLogger("natsweb.service")
-
-
-@dataclass(slots=True, eq=False)
-class Route:
-    """One handler of a service: its template, methods, function, and what was compiled from them."""
-
-    template: Template
-    declared: Declared
-    is_async: bool
-    recipe: Recipe | None = None
-    to_response: ToResponse | None = None
-    middleware: tuple[Middleware, ...] = ()
-    on_error: Mapping[type[Exception], OnError] | None = None
-    is_plain: bool = False
-    counter: Counter = field(default_factory=Counter)
-
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """The methods that it answers."""
-        return self.declared.methods
-
-    @property
-    def function(self) -> Callable[..., Any]:
-        """The handler."""
-        return self.declared.function
-
-    @property
-    def where(self) -> Place:
-        """Where it was declared."""
-        return self.declared.where
-
-    @property
-    def place(self) -> str:
-        """Where it was declared, for messages."""
-        return f"{self.where.line} {self.name}"
-
-    @property
-    def options(self) -> RouteOptions:
-        """What its decorator says besides the path."""
-        return self.declared.options
-
-    @property
-    def name(self) -> str:
-        """What `url_for` knows it by."""
-        return self.options.get("name") or name_of(self.function)
-
-    @property
-    def tags(self) -> list[str]:
-        """The tags of all its routers, and its own."""
-        found = [tag for router in self.declared.routers for tag in router.tags]
-        return list(dict.fromkeys([*found, *self.options.get("tags", ())]))
-
-    @property
-    def summary(self) -> str:
-        """One line about it: its own, or the first paragraph of the docstring."""
-        return self.options.get("summary") or _paragraphs(self.function)[0]
-
-    @property
-    def description(self) -> str:
-        """More about it: its own, or the docstring after the first paragraph."""
-        return self.options.get("description") or _paragraphs(self.function)[1]
-
-    @property
-    def guards(self) -> list[Depends]:
-        """The dependencies that are called for their effect, the outermost router's first."""
-        found = [one for router in self.declared.routers for one in router.depends]
-        return [*found, *self.options.get("depends", ())]
 
 
 class Service(Router, Generic[S]):
@@ -164,6 +96,7 @@ class Service(Router, Generic[S]):
             self.root = check_root(root)
         except SettingsError as error:
             raise DeclarationError(error.what, where=caller_line(2), fix=error.fix) from None
+        self._compiled = False
         super().__init__(tags=tags, depends=depends, middleware=middleware)
         self.name = name
         self.version = version
@@ -205,10 +138,13 @@ class Service(Router, Generic[S]):
             raise DeclarationError(error.what, where=str(declared.where), fix=error.fix) from None
         route = Route(template, declared, inspect.iscoroutinefunction(declared.function))
         try:
-            self._compile(route)
+            route.compile(self._overrides, (Service,))
         except NameError:
             pass  # a name that is defined further down: `compile` tries again when the module is whole
         self._matcher.add(route)
+        self._compiled = False
+
+    def _touch(self) -> None:
         self._compiled = False
 
     def compile(self) -> None:
@@ -218,44 +154,15 @@ class Service(Router, Generic[S]):
         """
         for route in self._matcher.endpoints:
             try:
-                self._compile(route)
+                route.compile(self._overrides, (Service,))
             except NameError as error:
                 raise DeclarationError(
                     f"the annotation {error.name!r} names nothing",
                     where=str(route.where),
                     fix=f"import or define {error.name} in that module, not under TYPE_CHECKING",
                 ) from None
-            routers = route.declared.routers
-            route.middleware = tuple([one for router in routers[1:] for one in router._middleware])
-            route.on_error = {kind: one for router in routers for kind, one in router._on_error.items()}
-            assert route.recipe is not None
-            route.is_plain = route.recipe.is_plain and not route.middleware
+            route.settle()
         self._compiled = True
-
-    def _compile(self, route: Route) -> None:
-        """Compile a route's recipe and reply, once.
-
-        Raises `NameError` for an annotation that names something unknown, `DeclarationError` for one that cannot work.
-        """
-        if route.recipe is not None:
-            return
-        declared = route.declared
-        names = {name: value for frame in declared.frames for name, value in frame.f_locals.items()}
-        hints = resolve_hints(route.function, names)
-        needs = _Needs(route.guards, self._overrides)
-        recipe = compile_recipe(route.function, hints, names, route.template, route.where, needs)
-        takers = [*inspect.signature(route.function).parameters]
-        takers += [one.name for step in recipe.steps for one in step.plan.parameters]
-        check_names(route.template, declared.own, takers, route.where)
-        try:
-            route.to_response = compile_reply(recipe.plan.returns, declared.options.get("status"))
-        except PydanticUserError as error:
-            raise DeclarationError(
-                f"the return type is none that pydantic can take: {error.message.splitlines()[0]}",
-                where=str(route.where),
-                fix="return a model, a dataclass, a TypedDict, a standard type, or a Response",
-            ) from None
-        route.recipe = recipe
 
     def patterns(self, root: str | None = None) -> list[str]:
         """Return the minimal cover of the routes' subject patterns below `root` (default: the service's own)."""
@@ -265,7 +172,7 @@ class Service(Router, Generic[S]):
     def endpoints(self, root: str | None = None) -> list[tuple[Endpoint, Counter]]:
         """Return what NATS micro services call endpoints, one for each route, with what they have done."""
         base = self.root if root is None else check_root(root)
-        return [(_endpoint(route, base, self.queue), route.counter) for route in self._matcher.endpoints]
+        return [(route.endpoint(base, self.queue), route.counter) for route in self._matcher.endpoints]
 
     def metadata(self, root: str | None = None) -> dict[str, str]:
         """Return what the service says of itself to NATS: wire version, root, a hash of its routes."""
@@ -286,7 +193,7 @@ class Service(Router, Generic[S]):
                 fix="give one of them name=" if found else f"known: {', '.join(r.name for r in self.routes) or 'none'}",
             )
         [route] = found
-        self._compile(route)
+        route.compile(self._overrides, (Service,))
         assert route.recipe is not None
         query = {one.name: one.key for one in route.recipe.plan.parameters if one.source == "query"}
         captures = route.template.names
@@ -345,11 +252,15 @@ class Service(Router, Generic[S]):
         await self.stop()
 
     @contextlib.contextmanager
-    def override(self, dependency: Callable[..., Any], replacement: Callable[..., Any]) -> Iterator[None]:
+    def override(self, dependency: Callable[..., Any] | Scheme, replacement: Callable[..., Any]) -> Iterator[None]:
         """Let `replacement` stand in for `dependency` inside a `with` block: for tests.
+
+        For a security scheme, `replacement()` says who calls.
 
         Raises `DeclarationError` if no route depends on it, and for one of scope `"app"` while the service runs.
         """
+        if isinstance(dependency, Scheme):
+            dependency, replacement = stand_in(dependency, replacement)
         key = identity_of(dependency)
         self.compile()
         recipes = [route.recipe for route in self._matcher.endpoints if route.recipe is not None]
@@ -390,7 +301,7 @@ class Service(Router, Generic[S]):
         this returns. The one thing that gets out is `asyncio.CancelledError`, of whoever cancels this call.
         """
         if type(call) is Call:
-            return self._behind_middleware(call.request(), call) if self._middleware else self._dispatch(call, call)
+            return self._behind_middleware(call.request(), call) if self.around else self._dispatch(call, call)
         return self._complete(call.request())
 
     async def _complete(self, request: Request) -> Response:
@@ -410,7 +321,7 @@ class Service(Router, Generic[S]):
         def caught(error: BaseException, request: Request) -> Coroutine[Any, Any, Response]:
             return self._caught(error, request, None)
 
-        return await pass_through(request, self._middleware, endpoint, caught)
+        return await pass_through(request, self.around, endpoint, caught)
 
     async def _dispatch(self, call: Call | Request, owner: Call) -> Response:
         """Find the route of a request and answer it; what is left to do after the reply goes to `owner.after`."""
@@ -503,7 +414,7 @@ class Service(Router, Generic[S]):
         if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
             raise error
         executed = route is not None or not isinstance(error, HTTPError) or not error.retry
-        handlers = self._on_error if route is None or route.on_error is None else route.on_error
+        handlers = self.error_handlers if route is None or route.on_error is None else route.on_error
         try:
             handler = _handler_of(error, handlers)
             if handler is not None:
@@ -548,21 +459,6 @@ class Service(Router, Generic[S]):
         importlib.import_module("natsweb.cli.run").serve_here([self], nats=nats, root=root)
 
 
-@dataclass(frozen=True, slots=True)
-class _Needs:
-    """What the recipe of a route is compiled with."""
-
-    guards: Sequence[Depends]
-    overrides: Mapping[Any, Callable[..., Any]]
-    services: Sequence[type] = (Service,)
-
-
-def _endpoint(route: Route, root: str, queue: str) -> Endpoint:
-    metadata = {METHOD: ",".join(route.methods), PATH: str(route.template), STREAMS: "no"}
-    name = re.sub(r"[^A-Za-z0-9_-]", "_", route.name)
-    return Endpoint(name=name, subject=route.template.pattern(root), queue_group=queue, metadata=metadata)
-
-
 def _handler_of(error: BaseException, handlers: Mapping[type[Exception], OnError]) -> OnError | None:
     """Return the handler of the most specific class; an `HTTPError` is an answer, so `Exception` is not its class."""
     for kind in type(error).__mro__:
@@ -578,12 +474,6 @@ def _with_params(call: Call | Request, params: dict[str, str]) -> Call | Request
         call.params = params
         return call
     return call.model_copy(update={"params": params})
-
-
-def _paragraphs(function: Callable[..., Any]) -> tuple[str, str]:
-    """Return the first paragraph of a docstring as one line, and the rest."""
-    first, _, rest = (inspect.getdoc(function) or "").partition("\n\n")
-    return " ".join(first.split()), rest.strip()
 
 
 def _redirect_or_options(found: Any, call: Call | Request) -> Response:

@@ -74,10 +74,22 @@ class InThread:
 
 async def _run_in(pool: ThreadPoolExecutor, call: Callable[[], Any], context: contextvars.Context) -> Any:
     loop = asyncio.get_running_loop()
-    value, error = await loop.run_in_executor(pool, lambda: context.run(lambda: _outcome(call)))
+    work = loop.run_in_executor(pool, lambda: context.run(lambda: _outcome(call)))
+    try:
+        value, error = await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await _ended(work)
+        raise
     if error is not None:
         raise error
     return await value if inspect.isawaitable(value) else value
+
+
+async def _ended(work: "asyncio.Future[Any]") -> None:
+    """Wait for a thread that cannot be stopped, so that nothing is cleaned up under it; a second cancel gives up."""
+    if not work.cancel():
+        with contextlib.suppress(Exception):
+            await asyncio.wait([work])
 
 
 def _outcome(call: Callable[[], Any]) -> tuple[Any, BaseException | None]:

@@ -3,20 +3,25 @@
 Asked before all other dependencies, and before anything of the request is validated. Knows schemes and types.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from natsweb.annotations import strip
-from natsweb.errors import DeclarationError
+from natsweb.errors import BadCredentials, DeclarationError
 from natsweb.messages import Call
 from natsweb.params import Depends
 from natsweb.security.schemes import Scheme
 
-__all__ = ["Auth"]
+__all__ = ["Asked", "Auth", "stand_in"]
+
+logger = logging.getLogger("natsweb.security")
 
 
 class Auth(Depends):
@@ -47,44 +52,83 @@ class Auth(Depends):
         bare = strip(annotation)
         model = bare if isinstance(bare, type) and issubclass(bare, BaseModel) else None
         union = get_origin(annotation) in (Union, UnionType)
-        return _Check(self.scheme, self.scopes, model, union and type(None) in get_args(annotation))
+        return _check(self.scheme, self.scopes, model, union and type(None) in get_args(annotation))
+
+
+class _Outcome(NamedTuple):
+    """What a scheme says of one request: who calls, or why nobody does (None without any credentials)."""
+
+    who: Any
+    refusal: str | None
 
 
 @dataclass(frozen=True)
-class _Check:
-    """One scheme asked for one type; equal ones are asked once per request."""
+class Asked:
+    """One scheme, asked once per request however many parameters want to know."""
 
     scheme: Scheme
-    scopes: tuple[str, ...]
-    model: type[BaseModel] | None
-    optional: bool
 
-    @property
-    def __name__(self) -> str:
-        return f"Auth({self.scheme.name})"
+    async def __call__(self, call: Call) -> _Outcome | None:
+        """Return the outcome, None without credentials."""
+        return await self._outcome(call, self.scheme.verify)
 
-    async def __call__(self, call: Call) -> Any:
+    async def _outcome(self, call: Call, verify: Callable[[Any], Awaitable[Any]]) -> _Outcome | None:
         try:
             credentials = self.scheme.find(call)
-            if credentials is None:
-                if self.optional:
-                    return None
-                raise self.scheme.refusal("this route wants to know who calls")
-            who = await self.scheme.verify(credentials)
-        except ValueError as error:
-            raise self.scheme.refusal(f"the credentials are refused: {error}", error="invalid_token") from None
-        if lacking := set(self.scopes) - _scopes_of(who):
-            raise self.scheme.refusal(
-                f"the scope {sorted(lacking)[0]!r} is lacking", error="insufficient_scope", scope=" ".join(self.scopes)
+            return None if credentials is None else _Outcome(await verify(credentials), None)
+        except BadCredentials as error:
+            return _Outcome(None, str(error))
+        except ValueError:
+            logger.info("verifying credentials for %s failed", self.scheme.name, exc_info=True)
+            return _Outcome(None, "they cannot be verified")
+
+
+class _First(Depends):
+    """A dependency that is called before all others."""
+
+    first = True
+    __slots__ = ()
+
+
+def stand_in(scheme: Scheme, replacement: Callable[..., Any]) -> tuple[Asked, Callable[..., Any]]:
+    """Return what `Service.override` replaces for a scheme, and with what: `replacement` says who calls."""
+
+    async def outcome() -> _Outcome:
+        who = replacement()
+        return _Outcome(await who if inspect.isawaitable(who) else who, None)
+
+    return Asked(scheme), outcome
+
+
+@lru_cache(4096)
+def _check(
+    scheme: Scheme, scopes: tuple[str, ...], model: type[BaseModel] | None, optional: bool
+) -> Callable[..., Any]:
+    """Return the dependency that judges an outcome; the same one for the same question."""
+    adapter = None if model is None else TypeAdapter(model)
+
+    async def check(outcome: Annotated[Any, _First(Asked(scheme))]) -> Any:
+        if outcome is None and optional:
+            return None
+        if outcome is None:
+            raise scheme.refusal("this route wants to know who calls")
+        who, refusal = outcome
+        if refusal is not None:
+            raise scheme.refusal(f"the credentials are refused: {refusal}", error="invalid_token")
+        if lacking := set(scopes) - _scopes_of(who):
+            raise scheme.refusal(
+                f"the scope {sorted(lacking)[0]!r} is lacking", error="insufficient_scope", scope=" ".join(scopes)
             )
-        if self.model is not None and isinstance(who, Mapping):
+        if adapter is not None and isinstance(who, Mapping):
             try:
-                return TypeAdapter(self.model).validate_python(who)
+                return adapter.validate_python(who)
             except ValidationError:
-                raise self.scheme.refusal(
-                    "the token lacks claims that this route needs", error="invalid_token"
-                ) from None
+                words = "the token lacks claims that this route needs"
+                raise scheme.refusal(words, error="invalid_token") from None
         return who
+
+    check.__name__ = f"Auth({scheme.name})"
+    return check
 
 
 def _scopes_of(who: Any) -> set[str]:

@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
-from natsweb.errors import DeclarationError, HTTPError
+from natsweb.errors import BadCredentials, DeclarationError, HTTPError
 from natsweb.messages import Call
 from natsweb.security.schemes import Scheme, authorization
 
@@ -70,7 +70,7 @@ class OIDC(Scheme):
         return authorization(call, "bearer")
 
     async def verify(self, credentials: str) -> dict[str, Any]:
-        """Return the claims of a token; raises `ValueError` if it is not valid, `HTTPError` 503 without keys."""
+        """Return the claims of a token; raises `BadCredentials` if it is not valid, `HTTPError` 503 without keys."""
         try:
             kid = self._jwt.get_unverified_header(credentials).get("kid")
             key = await self._keys.find(kid)
@@ -84,7 +84,7 @@ class OIDC(Scheme):
                 options={"require": ["exp", "iss", "aud"]},
             )
         except self._jwt.PyJWTError as error:
-            raise ValueError(str(error)) from None
+            raise BadCredentials(str(error)) from None
         return claims
 
     def document(self) -> dict[str, Any]:
@@ -119,7 +119,7 @@ class _Keys:
         self._lock = asyncio.Lock()
 
     async def find(self, kid: str | None) -> Any:
-        """Return the key called `kid`; raises `ValueError` for an unknown one, `HTTPError` 503 without any keys."""
+        """Return the key called `kid`; raises `BadCredentials` for an unknown one, `HTTPError` 503 without any keys."""
         if kid not in self._keys or time.monotonic() - self._fetched > _KEYS_LIFE:
             async with self._lock:
                 now = time.monotonic()
@@ -134,7 +134,7 @@ class _Keys:
                 headers={"retry-after": str(int(_KEYS_PAUSE))},
             )
         if kid not in self._keys:
-            raise ValueError("the token is signed with a key that its issuer does not publish")
+            raise BadCredentials("the token is signed with a key that its issuer does not publish")
         return self._keys[kid]
 
     async def _fetch(self, now: float) -> None:

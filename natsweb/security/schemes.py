@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
-from natsweb.errors import DeclarationError, HTTPError
+from natsweb.errors import BadCredentials, DeclarationError, HTTPError
 from natsweb.messages import Call
 
 __all__ = ["ApiKey", "Basic", "Bearer", "Credentials", "Scheme", "authorization"]
@@ -43,11 +43,11 @@ class Scheme(abc.ABC):
 
     @abc.abstractmethod
     def find(self, call: Call) -> Any:
-        """Return the credentials of a request, None if there are none; raises `ValueError` if they are malformed."""
+        """Return the credentials of a request, None without any; raises `BadCredentials` for malformed ones."""
 
     @abc.abstractmethod
     async def verify(self, credentials: Any) -> Any:
-        """Return who has these credentials; raises `ValueError` if they are not valid."""
+        """Return who has these credentials; raises `BadCredentials` if they are not valid."""
 
     @abc.abstractmethod
     def document(self) -> dict[str, Any]:
@@ -73,13 +73,13 @@ def _checked(verify: Verify | None, name: str) -> Verify | None:
 
 
 async def _ask(verify: Verify | None, *credentials: str) -> Any:
-    """Return what `verify` says; raises `ValueError` if it says None or False."""
+    """Return what `verify` says; raises `BadCredentials` if it says None or False."""
     assert verify is not None
     who = verify(*credentials)
     if inspect.isawaitable(who):
         who = await who
     if who is None or who is False:
-        raise ValueError("the credentials are not valid")
+        raise BadCredentials("the credentials are not valid")
     return who
 
 
@@ -132,9 +132,9 @@ class Basic(Scheme):
         try:
             username, separator, password = base64.b64decode(encoded, validate=True).decode().partition(":")
         except (binascii.Error, UnicodeDecodeError):
-            raise ValueError("the credentials are no base64 of UTF-8") from None
+            raise BadCredentials("the credentials are no base64 of UTF-8") from None
         if not separator:
-            raise ValueError("the credentials have no colon")
+            raise BadCredentials("the credentials have no colon")
         return Credentials(username, password)
 
     async def verify(self, credentials: Credentials) -> Any:
@@ -189,10 +189,10 @@ class ApiKey(Scheme):
 
 
 def authorization(call: Call, scheme: str) -> str | None:
-    """Return the credentials of an `Authorization` of this scheme; raises `ValueError` if it has none."""
+    """Return the credentials of an `Authorization` of this scheme; raises `BadCredentials` if it has none."""
     kind, _, credentials = (call.headers.get("authorization") or "").partition(" ")
     if kind.lower() != scheme:
         return None
     if not credentials.strip():
-        raise ValueError("the Authorization header has no credentials")
+        raise BadCredentials("the Authorization header has no credentials")
     return credentials.strip()

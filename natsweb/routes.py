@@ -1,0 +1,150 @@
+"""One route of a service: a declared handler below its full path, and what is compiled from it.
+
+The recipe for its arguments and the function from its return value to a response, with the middleware and error
+handlers of all routers around it. Knows declarations and compiles them; it calls no handler.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import PydanticUserError
+
+from natsweb.annotations import Place, name_of, resolve_hints
+from natsweb.counters import Counter
+from natsweb.errors import DeclarationError
+from natsweb.micro import METHOD, PATH, STREAMS, Endpoint
+from natsweb.middleware import Middleware
+from natsweb.params import Depends
+from natsweb.paths import Template
+from natsweb.plans import check_names
+from natsweb.replies import ToResponse, compile_reply
+from natsweb.routers import Declared, OnError, RouteOptions
+from natsweb.scopes import Recipe, compile_recipe
+
+__all__ = ["Route"]
+
+
+@dataclass(slots=True, eq=False)
+class Route:
+    """One handler of a service: its template, methods, function, and what was compiled from them."""
+
+    template: Template
+    declared: Declared
+    is_async: bool
+    recipe: Recipe | None = None
+    to_response: ToResponse | None = None
+    middleware: tuple[Middleware, ...] = ()
+    on_error: Mapping[type[Exception], OnError] | None = None
+    is_plain: bool = False
+    counter: Counter = field(default_factory=Counter)
+
+    def compile(self, overrides: Mapping[Any, Callable[..., Any]], services: Sequence[type]) -> None:
+        """Compile recipe and reply, once.
+
+        `overrides` are dependencies with what stands in for them, `services` the types of parameters that the service
+        hands over. Raises `NameError` for an annotation that names something unknown, `DeclarationError` for one that
+        cannot work.
+        """
+        if self.recipe is not None:
+            return
+        declared = self.declared
+        names = {name: value for frame in declared.frames for name, value in frame.f_locals.items()}
+        hints = resolve_hints(self.function, names)
+        needs = _Needs(self.guards, overrides, services)
+        recipe = compile_recipe(self.function, hints, names, self.template, self.where, needs)
+        plans = [recipe.plan, *[step.plan for step in recipe.steps]]
+        takers = [one.name for plan in plans for one in plan.parameters if one.source == "path"]
+        candidates = [*inspect.signature(self.function).parameters]
+        check_names(self.template, declared.own, takers, candidates, self.where)
+        try:
+            self.to_response = compile_reply(recipe.plan.returns, declared.options.get("status"))
+        except PydanticUserError as error:
+            raise DeclarationError(
+                f"the return type is none that pydantic can take: {error.message.splitlines()[0]}",
+                where=str(self.where),
+                fix="return a model, a dataclass, a TypedDict, a standard type, or a Response",
+            ) from None
+        self.recipe = recipe
+
+    def settle(self) -> None:
+        """Take over what stands around it now: middleware and error handlers of its routers."""
+        routers = self.declared.routers
+        self.middleware = tuple([one for router in routers[1:] for one in router.around])
+        self.on_error = {kind: one for router in routers for kind, one in router.error_handlers.items()}
+        self.is_plain = self.recipe is not None and self.recipe.is_plain and not self.middleware
+
+    def endpoint(self, root: str, queue: str) -> Endpoint:
+        """Return what NATS micro services are told of it."""
+        metadata = {METHOD: ",".join(self.methods), PATH: str(self.template), STREAMS: "no"}
+        name = re.sub(r"[^A-Za-z0-9_-]", "_", self.name)
+        return Endpoint(name=name, subject=self.template.pattern(root), queue_group=queue, metadata=metadata)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that it answers."""
+        return self.declared.methods
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The handler."""
+        return self.declared.function
+
+    @property
+    def where(self) -> Place:
+        """Where it was declared."""
+        return self.declared.where
+
+    @property
+    def place(self) -> str:
+        """Where it was declared, for messages."""
+        return f"{self.where.line} {self.name}"
+
+    @property
+    def options(self) -> RouteOptions:
+        """What its decorator says besides the path."""
+        return self.declared.options
+
+    @property
+    def name(self) -> str:
+        """What `url_for` knows it by."""
+        return self.options.get("name") or name_of(self.function)
+
+    @property
+    def tags(self) -> list[str]:
+        """The tags of all its routers, and its own."""
+        found = [tag for router in self.declared.routers for tag in router.tags]
+        return list(dict.fromkeys([*found, *self.options.get("tags", ())]))
+
+    @property
+    def summary(self) -> str:
+        """One line about it: its own, or the first paragraph of the docstring."""
+        return self.options.get("summary") or _paragraphs(self.function)[0]
+
+    @property
+    def description(self) -> str:
+        """More about it: its own, or the docstring after the first paragraph."""
+        return self.options.get("description") or _paragraphs(self.function)[1]
+
+    @property
+    def guards(self) -> list[Depends]:
+        """The dependencies that are called for their effect, the outermost router's first."""
+        found = [one for router in self.declared.routers for one in router.depends]
+        return [*found, *self.options.get("depends", ())]
+
+
+@dataclass(frozen=True, slots=True)
+class _Needs:
+    """What the recipe of a route is compiled with."""
+
+    guards: Sequence[Depends]
+    overrides: Mapping[Any, Callable[..., Any]]
+    services: Sequence[type]
+
+
+def _paragraphs(function: Callable[..., Any]) -> tuple[str, str]:
+    """Return the first paragraph of a docstring as one line, and the rest."""
+    first, _, rest = (inspect.getdoc(function) or "").partition("\n\n")
+    return " ".join(first.split()), rest.strip()
