@@ -30,6 +30,7 @@ class Lifespan:
         self._name = name
         self._functions: list[Callable[..., Any]] = []
         self._task: asyncio.Task[None] | None = None
+        self._ready: asyncio.Future[None] | None = None
         self._ending = asyncio.Event()
         self._step = ""
         self._state: Any = None
@@ -40,13 +41,13 @@ class Lifespan:
 
     @property
     def is_running(self) -> bool:
-        """Whether it has been started, and not been stopped."""
-        return self._task is not None
+        """Whether it has been started, and has neither been stopped nor failed."""
+        return self._task is not None and not self._task.done()
 
     @property
     def state(self) -> Any:
         """What a lifespan has yielded; raises `StartError` while none runs."""
-        if self._task is None:
+        if not self.is_running:
             raise StartError(
                 f"service {self._name} has no state, since it has not been started",
                 fix="natsweb run starts it; elsewhere write: async with svc: ...",
@@ -76,13 +77,14 @@ class Lifespan:
 
         Raises `StartError` for whatever goes wrong in there, and if it takes longer than `timeout` seconds.
         """
-        if self._task is not None:
+        if self._ready is not None:
+            await asyncio.wait([self._ready])  # somebody else starts it, and hears what comes of it
             return
-        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        ready = self._ready = asyncio.get_running_loop().create_future()
         self._ending.clear()
         self._task = asyncio.create_task(self._live(ready, service, services, recipes), name=f"lifespan {self._name}")
         try:
-            done, _ = await asyncio.wait([ready], timeout=timeout)
+            done, _ = await asyncio.wait([ready, self._task], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             await self._give_up()
             raise
@@ -93,6 +95,8 @@ class Lifespan:
                 fix="see what it waits for, or give Service(start_timeout=...) more seconds",
             )
         try:
+            if not ready.done():
+                raise RuntimeError("it was cancelled")
             ready.result()
         except StartError:
             await self._give_up()
@@ -104,6 +108,13 @@ class Lifespan:
                 fix="the traceback in the log says where",
             ) from error
 
+    async def failed(self) -> None:
+        """Wait until a lifespan fails while the service runs: what it held is gone, and the service with it."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+        if self._ending.is_set():
+            await asyncio.get_running_loop().create_future()
+
     async def stop(self) -> None:
         """Clean up all that `start` has made, the newest first; errors are logged."""
         task = self._task
@@ -114,14 +125,14 @@ class Lifespan:
         if not done:
             logger.error("%s takes longer than %g s to end; leaving it there", self._step, _STOP_TIME)
             task.cancel()
-        self._task = self._state = None
+        self._task = self._ready = self._state = None
 
     async def _give_up(self) -> None:
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
             await asyncio.wait([task], timeout=_STOP_TIME)
-        self._state = None
+        self._ready = self._state = None
 
     async def _live(
         self,
@@ -134,7 +145,7 @@ class Lifespan:
             async with contextlib.AsyncExitStack() as stack:
                 await self._enter(stack, service)
                 stack.push_async_callback(self._close_scope)
-                self._step = "a dependency"
+                self._step = "a dependency of scope app"
                 for recipe in recipes:
                     await self.scope.open(recipe, services)
                 if not ready.done():
@@ -142,7 +153,8 @@ class Lifespan:
                 await self._ending.wait()
         except Exception as error:
             if ready.done():
-                logger.exception("%s failed while %s was stopping", self._step, self._name)
+                when = "stopping" if self._ending.is_set() else "running"
+                logger.exception("%s failed while %s was %s", self._step, self._name, when)
             else:
                 ready.set_exception(error)
 

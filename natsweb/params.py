@@ -234,7 +234,7 @@ class Depends:
         """Return what is called for a parameter of this type: the dependency, else the type itself if it is a class."""
         if self.dependency is not OWN_TYPE:
             return self.dependency
-        return annotation if isinstance(annotation, type) else None
+        return annotation if isinstance(annotation, type) and annotation is not Any else None
 
 
 class UploadFile(StarletteUploadFile):

@@ -127,6 +127,8 @@ class Template:
 
 
 def _text(value: object) -> str | list[str]:
+    if value is None:
+        raise ValueError("None is no part of a path")
     if isinstance(value, list | tuple | set | frozenset):
         return [str(_text(one)) for one in value]
     if isinstance(value, bool):

@@ -29,6 +29,7 @@ __all__ = [
     "RouteOptions",
     "Router",
     "caller_line",
+    "check_depends",
     "delete",
     "get",
     "head",
@@ -107,15 +108,8 @@ class Router:
         depends: Sequence[Depends] = (),
         middleware: Sequence[Middleware] = (),
     ) -> None:
-        if prefix and (not prefix.startswith("/") or prefix.endswith("/")):
-            raise DeclarationError(
-                f"{prefix!r} cannot be a prefix",
-                where=caller_line(2),
-                fix=f"write {'/' + prefix.strip('/')!r}" if prefix.strip("/") else "leave it out for '/'",
-            )
-        if prefix:
-            _parse(prefix, caller_line(2))
-        _check_depends(depends, caller_line(2))
+        _check_prefix(prefix, caller_line(2))
+        check_depends(depends, caller_line(2))
         self._parents: list[Router] = []
         self.prefix = prefix
         self.tags = list(tags)
@@ -193,6 +187,7 @@ class Router:
         routes, and for a router that would include itself.
         """
         where = caller_line(2)
+        _check_prefix(prefix, where)
         inner = Router(prefix, tags=tags)
         if isinstance(what, Router):
             if what is self or what.includes(self):
@@ -368,9 +363,27 @@ def _marked(instance: object) -> Iterator[tuple[_Mark, Callable[..., Any]]]:
         return
     names = dict.fromkeys(name for kind in reversed(type(instance).__mro__) for name in vars(kind))
     for name in names:
-        marks: tuple[_Mark, ...] = getattr(inspect.getattr_static(type(instance), name), _MARK, ())
+        marks = _marks_of(vars(next(kind for kind in type(instance).__mro__ if name in vars(kind)))[name])
+        if not marks:
+            _check_overridden(instance, name)
         for mark in marks:
             yield mark, getattr(instance, name)
+
+
+def _marks_of(value: Any) -> tuple[_Mark, ...]:
+    marks: tuple[_Mark, ...] = getattr(getattr(value, "__func__", value), _MARK, ())
+    return marks
+
+
+def _check_overridden(instance: object, name: str) -> None:
+    """Raise `DeclarationError` for a method that hides one with a route, and has none itself."""
+    for kind in type(instance).__mro__[1:]:
+        if marks := _marks_of(vars(kind).get(name)):
+            raise DeclarationError(
+                f"{type(instance).__name__}.{name} hides a handler of {kind.__name__} and is none itself",
+                where=[f"{marks[0].line}  {marks[0].decorator}", line_of(getattr(type(instance), name))],
+                fix=f"put {marks[0].decorator}(...) above it as well, or give it another name",
+            )
 
 
 # ── checks ───────────────────────────────────────────────────────────────────────────────────────
@@ -391,6 +404,17 @@ def _parse(path: str, where: str) -> Template:
         return Template.parse(path)
     except DeclarationError as error:
         raise DeclarationError(error.what, where=where, fix=error.fix) from None
+
+
+def _check_prefix(prefix: str, where: str) -> None:
+    if prefix and (not prefix.startswith("/") or prefix.endswith("/")):
+        raise DeclarationError(
+            f"{prefix!r} cannot be a prefix",
+            where=where,
+            fix=f"write {'/' + prefix.strip('/')!r}" if prefix.strip("/") else "leave it out for '/'",
+        )
+    if prefix:
+        _parse(prefix, where)
 
 
 def _check_path(mark: _Mark, prefix: str) -> None:
@@ -414,6 +438,8 @@ def _check_function(function: Callable[..., Any], where: Place) -> None:
 
 
 def _check_options(methods: tuple[str, ...], options: RouteOptions, where: Place) -> None:
+    if not methods:
+        raise DeclarationError("a route needs a method", where=str(where), fix='methods=["GET"]')
     if unknown := [method for method in methods if method not in METHODS]:
         raise DeclarationError(
             f"{unknown[0]!r} is not a method that a route can take",
@@ -432,10 +458,11 @@ def _check_options(methods: tuple[str, ...], options: RouteOptions, where: Place
     status = options.get("status")
     if status is not None and not 200 <= status <= 599:
         raise DeclarationError(f"a reply cannot have status {status}", where=str(where), fix="use 200 to 599")
-    _check_depends(options.get("depends", ()), str(where))
+    check_depends(options.get("depends", ()), str(where))
 
 
-def _check_depends(depends: Sequence[Any], where: str) -> None:
+def check_depends(depends: Sequence[Any], where: str) -> None:
+    """Raise `DeclarationError` unless all of `depends` can be called for their effect."""
     for one in depends:
         if not isinstance(one, Depends) or one.resolve(Any) is None:
             raise DeclarationError(

@@ -15,7 +15,8 @@ import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, ParamSpec, Protocol, get_origin
+from types import TracebackType, UnionType
+from typing import Any, NamedTuple, ParamSpec, Protocol, Union, get_origin
 
 from typing_extensions import is_typeddict
 
@@ -23,7 +24,7 @@ from natsweb.annotations import Place, allows_none, line_of, name_of, produced_b
 from natsweb.binding import Need, Plan
 from natsweb.errors import DeclarationError, FieldError, InvalidInput, StartError
 from natsweb.forms import has_parser, read_form
-from natsweb.messages import Call, Request
+from natsweb.messages import After, Call, Request
 from natsweb.params import Depends, UploadFile
 from natsweb.paths import Template
 from natsweb.plans import compile_plan
@@ -70,20 +71,32 @@ class Background:
                     await work()
                 else:
                     await threads.run(work)
-            except Exception:
+            except BaseException as error:
+                _unless_cancelled(error)
                 logger.exception("background work failed: %s", getattr(work.func, "__qualname__", work.func))
 
 
+def _unless_cancelled(error: BaseException) -> None:
+    """Raise `error` if it is the cancellation of this very task: nothing else may end a process, or go unlogged."""
+    task = asyncio.current_task()
+    if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
+        raise error
+
+
 class RequestScope:
-    """What one request leaves to do after its reply: background work, and cleanup of its dependencies."""
+    """What one request leaves to do after its reply: background work, and cleanup of its dependencies.
 
-    __slots__ = ("background", "error", "stack", "threads")
+    `before` is that of an earlier try of the same request, which is closed after this one.
+    """
 
-    def __init__(self, threads: Threads) -> None:
+    __slots__ = ("_before", "background", "error", "stack", "threads")
+
+    def __init__(self, threads: Threads, before: After | None = None) -> None:
         self.threads = threads
         self.background = Background()
         self.stack = contextlib.AsyncExitStack()
         self.error: BaseException | None = None
+        self._before = before
 
     def __repr__(self) -> str:
         return f"<RequestScope: {self.background!r}>"
@@ -95,20 +108,46 @@ class RequestScope:
             if error is None:
                 await self.background.run(self.threads)
         finally:
-            await self._clean_up(error)
+            try:
+                await self._clean_up(error)
+            finally:
+                if self._before is not None:
+                    await self._before.close()
 
     async def _clean_up(self, error: BaseException | None) -> None:
         try:
-            async with asyncio.timeout(_CLEANUP_TIME):
-                if error is None:
-                    await self.stack.aclose()
-                else:
-                    await self.stack.__aexit__(type(error), error, error.__traceback__)
-        except TimeoutError:
-            logger.exception("a dependency's cleanup took longer than %g s and was cancelled", _CLEANUP_TIME)
-        except Exception as raised:
+            if error is None:
+                await self.stack.aclose()
+            else:
+                await self.stack.__aexit__(type(error), error, error.__traceback__)
+        except BaseException as raised:
             if raised is not error:
+                _unless_cancelled(raised)
                 logger.exception("a dependency's cleanup failed")
+
+
+class _Bounded:
+    """A context manager that is left within a time, however many hang: the next one gets its turn."""
+
+    def __init__(self, manager: contextlib.AbstractAsyncContextManager[Any], name: str) -> None:
+        self._manager = manager
+        self._name = name
+
+    async def __aenter__(self) -> Any:
+        return await self._manager.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        limit = asyncio.timeout(_CLEANUP_TIME)
+        try:
+            async with limit:
+                return bool(await self._manager.__aexit__(kind, error, trace))
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            logger.error("the cleanup of %s took longer than %g s and was cancelled", self._name, _CLEANUP_TIME)
+            return False
 
 
 class AppScope:
@@ -175,11 +214,11 @@ class Step:
         if self.kind is _Kind.THREAD:
             return await threads.run(functools.partial(self.call, **arguments))
         manager = self.call(**arguments)
-        if self.kind is _Kind.ASYNC_CONTEXT:
-            return await stack.enter_async_context(manager)
-        if self.inline:
+        if self.kind is _Kind.CONTEXT and self.inline:
             return stack.enter_context(manager)
-        return await stack.enter_async_context(InThread(threads, manager))
+        if self.kind is _Kind.CONTEXT:
+            manager = InThread(threads, manager)
+        return await stack.enter_async_context(_Bounded(manager, self.name))
 
 
 def _way_to_call(function: Callable[..., Any], inline: bool) -> tuple[Callable[..., Any], _Kind]:
@@ -490,6 +529,8 @@ class _Graph:
         """Raise `DeclarationError` if what a dependency gives is surely not what the parameter wants."""
         wanted, given = (get_origin(strip(kind)) or strip(kind) for kind in (need.annotation, step.gives))
         if not all(isinstance(kind, type) and not is_typeddict(kind) for kind in (wanted, given)):
+            return
+        if {Union, UnionType} & {wanted, given}:
             return
         if {Any, object} & {wanted, given} or getattr(wanted, "_is_protocol", False) or issubclass(given, wanted):
             return

@@ -30,7 +30,7 @@ from natsweb.openapi import document
 from natsweb.params import Depends
 from natsweb.paths import Template
 from natsweb.replies import Deferred, problem
-from natsweb.routers import Declared, OnError, Router, caller_line
+from natsweb.routers import Declared, OnError, Router, caller_line, check_depends
 from natsweb.routes import Route
 from natsweb.routing import Match, Matcher, Options
 from natsweb.scopes import RequestScope, identity_of
@@ -97,6 +97,7 @@ class Service(Router, Generic[S]):
         except SettingsError as error:
             raise DeclarationError(error.what, where=caller_line(2), fix=error.fix) from None
         self._compiled = False
+        check_depends(depends, caller_line(2))
         super().__init__(tags=tags, depends=depends, middleware=middleware)
         self.name = name
         self.version = version
@@ -205,9 +206,16 @@ class Service(Router, Generic[S]):
                 where=[caller_line(2), route.place],
                 fix=f"it takes {', '.join([*captures, *query]) or 'no values'}",
             )
-        return route.template.url(
-            {one: values[one] for one in captures}, {query[one]: values[one] for one in values if one not in captures}
-        )
+        taken = {one: values[one] for one in captures}
+        asked = {query[one]: values[one] for one in values if one not in captures}
+        try:
+            return route.template.url(taken, asked)
+        except ValueError as error:
+            raise DeclarationError(
+                f"url_for({name!r}) makes no path: {error}",
+                where=[caller_line(2), route.place],
+                fix="give other values",
+            ) from None
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI 3.1 document of the service, as plain JSON values."""
@@ -224,6 +232,15 @@ class Service(Router, Generic[S]):
         """
         self._lifespan.add(function)
         return function
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has been started, and has neither been stopped nor lost its lifespan."""
+        return self._lifespan.is_running
+
+    async def failed(self) -> None:
+        """Wait until a lifespan fails while the service runs, which should then be stopped."""
+        await self._lifespan.failed()
 
     @property
     def state(self) -> S:
@@ -281,6 +298,7 @@ class Service(Router, Generic[S]):
         self._overrides[key] = replacement
         self._forget()
         try:
+            self.compile()
             yield
         finally:
             self._overrides.clear()
@@ -321,7 +339,10 @@ class Service(Router, Generic[S]):
         def caught(error: BaseException, request: Request) -> Coroutine[Any, Any, Response]:
             return self._caught(error, request, None)
 
-        return await pass_through(request, self.around, endpoint, caught)
+        response = await pass_through(request, self.around, endpoint, caught)
+        if response.retry and owner.counter is not None:  # a handler has run, whatever middleware makes of it
+            return Response.trusted(response.status, response.headers, response.body)
+        return response
 
     async def _dispatch(self, call: Call | Request, owner: Call) -> Response:
         """Find the route of a request and answer it; what is left to do after the reply goes to `owner.after`."""
@@ -377,9 +398,7 @@ class Service(Router, Generic[S]):
         recipe, to_response = route.recipe, route.to_response
         assert recipe is not None
         assert to_response is not None
-        scope = owner.after
-        if not isinstance(scope, RequestScope):
-            scope = owner.after = RequestScope(self._threads)
+        scope = owner.after = RequestScope(self._threads, owner.after)  # one for each try of a middleware
         response: Response | Deferred | None = None
         failure: BaseException | None = None
         try:
@@ -402,7 +421,6 @@ class Service(Router, Generic[S]):
         except BaseException as error:
             scope.error = error
             raise
-        scope.error = None
         return response
 
     async def _caught(self, error: BaseException, call: Call | Request, route: Route | None) -> Response:

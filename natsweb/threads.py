@@ -41,10 +41,17 @@ class Threads:
         return await _run_in(self._pool, call, context or contextvars.copy_context())
 
     async def clean_up(self, call: Callable[[], Any], context: contextvars.Context) -> Any:
-        """Run a cleanup, which never waits for the threads of handlers."""
+        """Run a cleanup, which never waits for the threads of handlers, nor for a cleanup that was given up."""
         if self._cleaners is None:
             self._cleaners = ThreadPoolExecutor(_CLEANERS, thread_name_prefix=f"natsweb-{self._name}-cleanup")
-        return await _run_in(self._cleaners, call, context)
+        pool = self._cleaners
+        try:
+            return await _run_in(pool, call, context, wait=False)
+        except asyncio.CancelledError:
+            if self._cleaners is pool:  # its thread may hang for good, and the next cleanups want one
+                self._cleaners = None
+                pool.shutdown(wait=False)
+            raise
 
     def close(self) -> None:
         """Let go of the threads; what has not started in them is dropped."""
@@ -63,7 +70,20 @@ class InThread:
         self._context = contextvars.copy_context()
 
     async def __aenter__(self) -> Any:
-        return await self._threads.run(self._manager.__enter__, self._context)
+        entered = False
+
+        def enter() -> Any:
+            nonlocal entered
+            value = self._manager.__enter__()
+            entered = True
+            return value
+
+        try:
+            return await self._threads.run(enter, self._context)
+        except asyncio.CancelledError as error:
+            if entered:
+                await self.__aexit__(type(error), error, error.__traceback__)
+            raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -72,24 +92,25 @@ class InThread:
         return bool(await self._threads.clean_up(leave, self._context))
 
 
-async def _run_in(pool: ThreadPoolExecutor, call: Callable[[], Any], context: contextvars.Context) -> Any:
-    loop = asyncio.get_running_loop()
-    work = loop.run_in_executor(pool, lambda: context.run(lambda: _outcome(call)))
+async def _run_in(
+    pool: ThreadPoolExecutor, call: Callable[[], Any], context: contextvars.Context, *, wait: bool = True
+) -> Any:
+    """Return what `call` gives in a thread.
+
+    A thread cannot be stopped: a cancelled caller `wait`s for it, so that nothing is cleaned up under it. A second
+    cancellation gives up.
+    """
+    running = pool.submit(lambda: context.run(lambda: _outcome(call)))
+    work = asyncio.wrap_future(running)
     try:
         value, error = await asyncio.shield(work)
     except asyncio.CancelledError:
-        await _ended(work)
+        if not running.cancel() and wait:
+            await asyncio.wait([work])
         raise
     if error is not None:
         raise error
     return await value if inspect.isawaitable(value) else value
-
-
-async def _ended(work: "asyncio.Future[Any]") -> None:
-    """Wait for a thread that cannot be stopped, so that nothing is cleaned up under it; a second cancel gives up."""
-    if not work.cancel():
-        with contextlib.suppress(Exception):
-            await asyncio.wait([work])
 
 
 def _outcome(call: Callable[[], Any]) -> tuple[Any, BaseException | None]:

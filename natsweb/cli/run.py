@@ -146,19 +146,34 @@ async def _serve(
         if announce is None:
             for service in services:
                 print_ready(f"natsweb {service.name} {service.version}", _facts(service, bus, options.get("root")))
-            await stop.wait()
+            await _until(stop, services)
         else:
             bus.publish(announce, _announcement(services, options.get("root")))
             await asyncio.wait(
-                [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(_parent_gone())],
+                [asyncio.ensure_future(_until(stop, services)), asyncio.ensure_future(_parent_gone())],
                 return_when=asyncio.FIRST_COMPLETED,
             )
+        failed = [not service.is_running for service in services]
         finished = await asyncio.gather(*[member.stop(grace) for member in members])
     finally:
         for service in reversed(services):
             await service.stop()
         await bus.close()
+    if any(failed):
+        return 1
     return 0 if all(finished) else 5
+
+
+async def _until(stop: Stop, services: Sequence[Any]) -> None:
+    """Wait for the signal to stop, or for a lifespan that fails."""
+    waiting = [asyncio.ensure_future(stop.wait()), *[asyncio.ensure_future(one.failed()) for one in services]]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if not waiting[0].done():
+            logger.error("a lifespan has failed; stopping")
+    finally:
+        for one in waiting:
+            one.cancel()
 
 
 async def _start(service: Any) -> bool:

@@ -5,15 +5,15 @@ Asked before all other dependencies, and before anything of the request is valid
 
 import inspect
 import logging
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from types import UnionType
-from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from natsweb.annotations import strip
+from natsweb.annotations import allows_none, strip
 from natsweb.errors import BadCredentials, DeclarationError
 from natsweb.messages import Call
 from natsweb.params import Depends
@@ -22,6 +22,8 @@ from natsweb.security.schemes import Scheme
 __all__ = ["Asked", "Auth", "stand_in"]
 
 logger = logging.getLogger("natsweb.security")
+
+_SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+").fullmatch
 
 
 class Auth(Depends):
@@ -43,6 +45,10 @@ class Auth(Depends):
             )
         self.scheme = scheme
         self.scopes = (scopes,) if isinstance(scopes, str) else tuple(scopes)
+        if wrong := [one for one in self.scopes if not isinstance(one, str) or not _SCOPE(one)]:
+            raise DeclarationError(
+                f"{wrong[0]!r} cannot be a scope (RFC 6749 section 3.3)", fix='write each on its own: scopes=["a", "b"]'
+            )
 
     def __repr__(self) -> str:
         return f"Auth({self.scheme!r})"
@@ -51,8 +57,7 @@ class Auth(Depends):
         """Return the check for a parameter of this type."""
         bare = strip(annotation)
         model = bare if isinstance(bare, type) and issubclass(bare, BaseModel) else None
-        union = get_origin(annotation) in (Union, UnionType)
-        return _check(self.scheme, self.scopes, model, union and type(None) in get_args(annotation))
+        return _check(self.scheme, self.scopes, model, allows_none(annotation))
 
 
 class _Outcome(NamedTuple):
@@ -136,6 +141,6 @@ def _scopes_of(who: Any) -> set[str]:
         found = who.get(name) if isinstance(who, Mapping) else getattr(who, name, None)
         if isinstance(found, str):
             return set(found.split())
-        if isinstance(found, Iterable):
+        if isinstance(found, Iterable) and not isinstance(found, Mapping):
             return {str(one) for one in found}
     return set()

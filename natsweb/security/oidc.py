@@ -9,7 +9,6 @@ import importlib
 import json
 import logging
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from typing import Any
@@ -39,6 +38,7 @@ class OIDC(Scheme):
     """
 
     challenge = "Bearer"
+    explains = True
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ def _discovery(issuer: str) -> str:
 
 
 class _Keys:
-    """The signing keys of an issuer, fetched by one task at a time."""
+    """The signing keys of an issuer, fetched by one task at a time, whoever waits for it."""
 
     def __init__(self, issuer: str, jwt: Any) -> None:
         self._issuer = issuer
@@ -116,16 +116,17 @@ class _Keys:
         self._keys: dict[str | None, Any] = {}
         self._fetched = float("-inf")
         self._tried = float("-inf")
-        self._lock = asyncio.Lock()
+        self._fetching: asyncio.Task[None] | None = None
 
     async def find(self, kid: str | None) -> Any:
-        """Return the key called `kid`; raises `BadCredentials` for an unknown one, `HTTPError` 503 without any keys."""
+        """Return the key called `kid`; known keys are renewed without anybody waiting for it.
+
+        Raises `BadCredentials` for an unknown one, `HTTPError` 503 without any keys.
+        """
         if kid not in self._keys or time.monotonic() - self._fetched > _KEYS_LIFE:
-            async with self._lock:
-                now = time.monotonic()
-                stale = kid not in self._keys or now - self._fetched > _KEYS_LIFE
-                if stale and now - self._tried > _KEYS_PAUSE:
-                    await self._fetch(now)
+            fetching = self._fetch_soon()
+            if fetching is not None and kid not in self._keys:
+                await asyncio.shield(fetching)
         if not self._keys:
             raise HTTPError(
                 503,
@@ -137,27 +138,47 @@ class _Keys:
             raise BadCredentials("the token is signed with a key that its issuer does not publish")
         return self._keys[kid]
 
-    async def _fetch(self, now: float) -> None:
-        """Fetch all keys; if that fails, those that are there stay in use."""
+    def _fetch_soon(self) -> "asyncio.Task[None] | None":
+        """Return the task that fetches, a new one if the last try is long enough ago."""
+        loop = asyncio.get_running_loop()
+        if self._fetching is not None and self._fetching.get_loop() is loop and not self._fetching.done():
+            return self._fetching
+        now = time.monotonic()
+        if now - self._tried <= _KEYS_PAUSE:
+            return None
         self._tried = now
+        self._fetching = loop.create_task(self._fetch(), name=f"natsweb keys of {self._issuer}")
+        return self._fetching
+
+    async def _fetch(self) -> None:
+        """Fetch all keys; if that fails, those that are there stay in use."""
         try:
             document = await asyncio.to_thread(_get_json, _discovery(self._issuer))
             if document.get("issuer") != self._issuer:
                 raise ValueError(f"it says that it is {document.get('issuer')!r}")
             found = self._jwt.PyJWKSet.from_dict(await asyncio.to_thread(_get_json, str(document["jwks_uri"])))
-        except (OSError, ValueError, KeyError, self._jwt.PyJWTError, urllib.error.URLError) as error:
-            logger.warning("the keys of %s cannot be fetched: %s", self._issuer, error)
+        except Exception as error:  # whatever an issuer sends, or does not
+            logger.warning("the keys of %s cannot be fetched: %s: %s", self._issuer, type(error).__name__, error)
             return
         keys = [key for key in found.keys if key.public_key_use in (None, "sig")]
         self._keys = {key.key_id: key for key in keys} | ({None: keys[0]} if len(keys) == 1 else {})
-        self._fetched = now
+        self._fetched = time.monotonic()
 
 
 def _get_json(url: str) -> dict[str, Any]:
+    """Return a JSON object from a URL, within `_FETCH_TIME` seconds altogether."""
     if not url.startswith(("https://", "http://")):
         raise ValueError(f"{url!r} is no URL")
+    due = time.monotonic() + _FETCH_TIME
+    body = bytearray()
     with urllib.request.urlopen(url, timeout=_FETCH_TIME) as response:
-        found = json.loads(response.read(_LARGEST_DOCUMENT))
+        while chunk := response.read1(64 * 1024):
+            body += chunk
+            if len(body) > _LARGEST_DOCUMENT:
+                raise ValueError(f"{url} gives more than {_LARGEST_DOCUMENT} bytes")
+            if time.monotonic() > due:
+                raise TimeoutError(f"{url} takes longer than {_FETCH_TIME:g} s")
+    found = json.loads(body)
     if not isinstance(found, dict):
         raise ValueError(f"{url} gives no JSON object")
     return found

@@ -5,6 +5,7 @@ where a scope is lacking (RFC 9110 section 11, RFC 6750). Knows requests; it kno
 """
 
 import abc
+import asyncio
 import base64
 import binascii
 import inspect
@@ -31,6 +32,8 @@ class Scheme(abc.ABC):
     """A way to show who calls. `name` stands for it in API documents; `challenge` begins `WWW-Authenticate`."""
 
     challenge: ClassVar[str] = ""
+    #: Whether the challenge says what is wrong (RFC 6750 section 3); other schemes name their realm only.
+    explains: ClassVar[bool] = False
 
     def __init__(self, name: str, realm: str) -> None:
         if any(char in realm for char in '"\\\r\n'):
@@ -56,7 +59,8 @@ class Scheme(abc.ABC):
     def refusal(self, detail: str, **params: str) -> HTTPError:
         """Return the 401, or the 403 if `params` say `insufficient_scope`."""
         words = [f'realm="{self.realm}"'] if self.realm else []
-        words += [f'{name}="{value}"' for name, value in params.items()]
+        if self.explains:
+            words += [f'{name}="{value}"' for name, value in params.items()]
         status = 403 if params.get("error") == "insufficient_scope" else 401
         return HTTPError(
             status,
@@ -75,9 +79,12 @@ def _checked(verify: Verify | None, name: str) -> Verify | None:
 async def _ask(verify: Verify | None, *credentials: str) -> Any:
     """Return what `verify` says; raises `BadCredentials` if it says None or False."""
     assert verify is not None
-    who = verify(*credentials)
-    if inspect.isawaitable(who):
-        who = await who
+    if inspect.iscoroutinefunction(verify):
+        who = await verify(*credentials)
+    else:
+        who = await asyncio.to_thread(verify, *credentials)
+        if inspect.isawaitable(who):
+            who = await who
     if who is None or who is False:
         raise BadCredentials("the credentials are not valid")
     return who
@@ -90,6 +97,7 @@ class Bearer(Scheme):
     """
 
     challenge = "Bearer"
+    explains = True
 
     def __init__(
         self, verify: Verify | None = None, *, name: str = "bearer", realm: str = "", format: str | None = None
@@ -121,7 +129,7 @@ class Basic(Scheme):
     challenge = "Basic"
 
     def __init__(self, verify: Verify | None = None, *, name: str = "basic", realm: str = "natsweb") -> None:
-        super().__init__(name, realm)
+        super().__init__(name, realm or "natsweb")
         self._verify = _checked(verify, name)
 
     def find(self, call: Call) -> Credentials | None:
