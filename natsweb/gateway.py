@@ -170,6 +170,11 @@ class Gateway:
         return None
 
     @property
+    def here(self) -> frozenset[bytes]:
+        """The paths that this gateway answers itself."""
+        return frozenset([b"/healthz", b"/readyz"]) if self._health else frozenset()
+
+    @property
     def is_ready(self) -> bool:
         """Whether requests can be carried: started, and connected to NATS."""
         return self._exchange is not None and self._exchange.bus.is_connected

@@ -52,6 +52,7 @@ class Front:
         self.exchange = gateway.exchange
         self.limits = gateway.exchange.limits
         self.fast = fast
+        self.here = gateway.here
         self.stopping = False
         self._dated: list[tuple[bytes, bytes]] = []
         self._date_lines = b""

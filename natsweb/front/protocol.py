@@ -51,6 +51,8 @@ class Owner(Protocol):
     exchange: Exchange
     limits: Limits
     fast: bool
+    #: Paths that the gateway answers itself, at the ASGI door.
+    here: frozenset[bytes]
     log: bool
     stopping: bool
 
@@ -190,6 +192,8 @@ class Connection(HttpToolsProtocol):
         if line is None or before is None:
             return None
         method, path, query = line.groups()
+        if path in self._owner.here:
+            return None
         incoming = self._incoming(method.decode("ascii"), path, query or b"", before.incoming.fields)
         self._repeated, self._repeated_item = data, _Ready(incoming, b"", True)
         return self._repeated_item
@@ -368,10 +372,12 @@ class Connection(HttpToolsProtocol):
         url = self.url
         if headers == self._known_headers and version == "1.1" and self._known_head is not None:
             head = self._known_head
-            if self._known_ordinary and url[:1] == b"/" and b"#" not in url and method != "CONNECT":
+            path, _, query = url.partition(b"?")
+            plain = url[:1] == b"/" and b"#" not in url and method != "CONNECT" and path not in self._owner.here
+            if self._known_ordinary and plain:
                 # The same head as before, of an ordinary request, and a path: all has been decided already.
                 self._head, self._keep_alive, self._fast = head, True, True
-                self._path, _, self._query = url.partition(b"?")
+                self._path, self._query = path, query
                 if head.length and self._running is None:
                     self.doing = BODY
                 return
@@ -396,6 +402,7 @@ class Connection(HttpToolsProtocol):
             return
         self._fast = (
             self._owner.fast
+            and self._path not in self._owner.here
             and not head.chunked
             and not head.expects_continue
             and head.upgrade is None
