@@ -11,6 +11,7 @@ import datetime
 import logging
 import os
 import random
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -70,15 +71,15 @@ async def collect(
 
     It takes `timeout` seconds at most. Nobody there is an empty list, at once. Raises `NatsDown` without a connection.
     """
-    loop = asyncio.get_running_loop()
+    clock = time.perf_counter  # uvloop's own counts in milliseconds
     arrived: asyncio.Queue[Answered] = asyncio.Queue()
     inbox = bus.new_inbox()
-    sent = loop.time()
-    subscription = await bus.subscribe(inbox, lambda one: arrived.put_nowait(Answered(one, loop.time() - sent)))
+    sent = clock()
+    subscription = await bus.subscribe(inbox, lambda one: arrived.put_nowait(Answered(one, clock() - sent)))
     answers: list[Answered] = []
     try:
         await bus.flush()
-        sent = loop.time()
+        sent = clock()
         bus.publish(subject, payload, reply=inbox)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
@@ -126,8 +127,16 @@ class Presence:
     `id` tells instances apart. Knows requests by their counters only.
     """
 
-    def __init__(self, bus: Bus, service: Described, *, root: str | None = None) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        service: Described,
+        *,
+        root: str | None = None,
+        reply_prefixes: tuple[str, ...] = REPLY_PREFIXES,
+    ) -> None:
         self._bus = bus
+        self._reply_prefixes = reply_prefixes
         self._service = service
         self._endpoints = service.endpoints(root)
         self._subscriptions: list[Subscription] = []
@@ -153,7 +162,7 @@ class Presence:
         answers = {PING: lambda: self._ping_bytes, INFO: lambda: self._info_bytes, STATS: self._stats}
         for verb, answer in answers.items():
             for subject in verb_subjects(verb, self.info.name, self.id):
-                receive = _answering(self._bus, answer)
+                receive = _answering(self._bus, answer, self._reply_prefixes)
                 self._subscriptions.append(await self._bus.subscribe(subject, receive))
 
     def stop(self) -> None:
@@ -187,7 +196,7 @@ class Presence:
             started=self._started.isoformat(timespec="microseconds").replace("+00:00", "Z"),
             endpoints=[_counted(endpoint, counter) for endpoint, counter in self._endpoints],
         )
-        return stats.model_dump_json().encode()
+        return stats.model_dump_json(exclude_none=True).encode()
 
 
 def _counted(endpoint: Endpoint, counter: Counter) -> EndpointStats:
@@ -208,9 +217,9 @@ def _counted(endpoint: Endpoint, counter: Counter) -> EndpointStats:
     )
 
 
-def _answering(bus: Bus, answer: Callable[[], bytes]) -> Callable[[Message], None]:
+def _answering(bus: Bus, answer: Callable[[], bytes], reply_prefixes: tuple[str, ...]) -> Callable[[Message], None]:
     def receive(message: Message) -> None:
-        if not message.reply.startswith(REPLY_PREFIXES):
+        if not message.reply.startswith(reply_prefixes):
             return
         try:
             bus.publish(message.reply, answer())
@@ -271,11 +280,13 @@ class Directory:
         *,
         on_change: Callable[[], None] = lambda: None,
         on_gone: Callable[[str], None] = lambda name: None,
+        reply_prefixes: tuple[str, ...] = REPLY_PREFIXES,
     ) -> None:
         self.catalogue = Catalogue(root)
         self._bus = bus
         self._on_change = on_change
         self._on_gone = on_gone
+        self._reply_prefixes = (*reply_prefixes, f"{bus.new_inbox().rpartition('.')[0]}.")
         self._loop = asyncio.get_running_loop()
         self._subscriptions: list[Subscription] = []
         self._inbox = bus.new_inbox()
@@ -336,7 +347,7 @@ class Directory:
             return
         self._missed.pop(said.info.id, None)
         self._put(said.info, said.state)
-        if message.reply.startswith(REPLY_PREFIXES):
+        if message.reply.startswith(self._reply_prefixes):
             with contextlib.suppress(HTTPError):
                 self._bus.publish(message.reply, b'{"type":"io.natsweb.v1.noted","id":"%b"}' % self.id.encode())
 

@@ -12,6 +12,7 @@ from natsweb.bus import Bus
 from natsweb.discovery import Overlap, Presence, overlaps, survey
 from natsweb.errors import HTTPError, StartError
 from natsweb.micro import INFO, parse_info
+from natsweb.subjects import REPLY_PREFIXES
 from natsweb.worker import Worker
 
 __all__ = ["Member", "OnOverlap"]
@@ -36,7 +37,8 @@ class Member:
     ) -> None:
         self._bus = bus
         self._on_overlap = on_overlap
-        self.presence = Presence(bus, service, root=root)
+        reply_prefixes = options.get("reply_prefixes", REPLY_PREFIXES)
+        self.presence = Presence(bus, service, root=root, reply_prefixes=reply_prefixes)
         self.worker = Worker(bus, service, root=root, **options)
 
     def __repr__(self) -> str:
@@ -79,7 +81,8 @@ class Member:
             if one.is_plain or self._on_overlap == "refuse":
                 raise self._refusal(one, found)
         for one in _first_of_each(found):
-            more = "; requests go to the one whose name sorts first" if one.is_equal else ""
+            first = min(self.presence.info.name, one.other.name)
+            more = f", to {first} where the patterns are the same" if one.is_equal else ""
             logger.warning("%s: %s overlap; each request goes to one of them%s", self.presence.info.name, one, more)
 
     def _refusal(self, one: Overlap, found: list[Overlap]) -> StartError:

@@ -8,9 +8,9 @@ JSON only: no bus, no clock.
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 __all__ = [
     "ANNOUNCE",
@@ -58,12 +58,16 @@ METHOD, PATH, STREAMS = "http.method", "http.path", "natsweb.streams"
 WIRE, ROOT, ROUTES = "natsweb.wire", "natsweb.root", "natsweb.routes"
 
 
+#: Text that other clients leave out as `null`.
+Said = Annotated[str, BeforeValidator(lambda value: value or "")]
+
+
 class Endpoint(BaseModel):
     """One endpoint: a subject pattern and the queue group that shares it."""
 
     name: str = Field(max_length=256)
     subject: str = Field(min_length=1, max_length=4096, pattern=r"^[^\s\x00-\x20\x7f]+$")
-    queue_group: str = Field(default="q", max_length=256)
+    queue_group: Annotated[Said, Field(max_length=256)] = "q"
     metadata: dict[str, str] | None = None
 
     @property
@@ -88,7 +92,7 @@ class EndpointStats(Endpoint):
 
     num_requests: int = 0
     num_errors: int = 0
-    last_error: str = ""
+    last_error: Said = ""
     processing_time: int = 0
     average_processing_time: int = 0
     data: Any = None
@@ -112,8 +116,8 @@ class Info(_Document):
     """The answer to `INFO`: what a service instance is, and its endpoints."""
 
     type: str = "io.nats.micro.v1.info_response"
-    description: str = ""
-    endpoints: list[Endpoint] = []
+    description: Said = ""
+    endpoints: Annotated[list[Endpoint], BeforeValidator(lambda value: value or [])] = []
 
     @property
     def is_natsweb(self) -> bool:
@@ -135,7 +139,7 @@ class Stats(_Document):
 
     type: str = "io.nats.micro.v1.stats_response"
     started: str = ""
-    endpoints: list[EndpointStats] = []
+    endpoints: Annotated[list[EndpointStats], BeforeValidator(lambda value: value or [])] = []
 
 
 class Announcement(BaseModel):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
+import natsweb
 from natsweb.errors import BadPath
 from natsweb.paths import Template
 from natsweb.subjects import to_subject
@@ -86,6 +87,12 @@ def test_the_nav_is_complete():
     nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
     entries = re.findall(r"^ +- [^:\n]+: (\S+\.md)$", nav, re.MULTILINE)
     assert sorted(entries) == [page.relative_to(ROOT / "docs").as_posix() for page in PAGES]
+
+
+def test_the_reference_is_complete():
+    """Every public name is on the reference page, once, and nothing else is."""
+    names = re.findall(r"^::: natsweb\.(\w+)$", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE)
+    assert sorted(names) == sorted(name for name in natsweb.__all__ if not name.startswith("__"))
 
 
 def test_snippets_exist():

@@ -34,7 +34,7 @@ def command(
         bool, typer.Option("--curl", help="Print the same request for curl and a gateway, and send nothing.")
     ] = False,
 ) -> None:
-    """Ask a service over NATS: status, headers and body of the answer.
+    """Ask a service over NATS, the one that a gateway would ask: status, headers and body of the answer.
 
     A body of JSON gets its content type, unless -H says another. Exits with 1 for a status from 400 on.
     """
@@ -98,17 +98,22 @@ async def _call(
     context: str | None,
     as_json: bool,
 ) -> int:
+    from natsweb.discovery import Directory
     from natsweb.exchange import Exchange, Incoming
 
     target, _, query = path.partition("?")
     async with connected(nats, context, "call") as bus:
         exchange = Exchange(bus, root, timeout=timeout)
+        directory = Directory(bus, root)
+        await directory.start()
+        exchange.directory = directory
         try:
             lines = exchange.encode_fields([(name.encode("latin-1"), text.encode("latin-1")) for name, text in fields])
         except UnicodeEncodeError:
             raise SettingsError("a header has characters outside latin-1", fix="percent-encode them") from None
         incoming = Incoming(method, target.encode(), query.encode(), lines)
         response = await exchange.forward(incoming, body)
+        await directory.stop()
     (_print_json if as_json else _print)(response)
     return 0 if response.status < 400 else 1
 

@@ -26,6 +26,8 @@ def command(
 
     Without an app, --live checks the services that are there. Exits with 1 if anything is wrong.
     """
+    if live and app is None and root is None:
+        root = "api"
     service = None
     if app is not None or not live:
         from natsweb.cli.loading import find_target, load_services
@@ -64,7 +66,11 @@ async def _look(
     async with connected(nats, context, "check") as bus:
         infos = [info for info in map(parse_info, await survey(bus, INFO)) if info is not None]
         mine = [Presence(bus, service, root=root).info] if service is not None else infos
-        roots = {(info.metadata or {}).get("natsweb.root") for info in mine if info.is_natsweb} - {None}
+        if service is None and not infos:
+            what = {"what": "no service answers", "where": bus.server, "fix": "natsweb run app:svc starts one"}
+            findings.append(what)
+            return 0
+        roots = {root} | {(info.metadata or {}).get("natsweb.root") for info in mine if info.is_natsweb} - {None}
         seen = set()
         for info in mine:
             for one in overlaps(info, infos):

@@ -79,7 +79,6 @@ def command(
     for service in services:
         service.queue = queue or service.queue
         service.threads = threads or service.threads
-    _warn_of_overlaps(services, root)
     settings = nats_settings(nats, context)
     options = {
         "root": root,
@@ -192,19 +191,6 @@ async def _start(service: Any) -> bool:
         raise
     finally:
         handle.cancel()
-
-
-def _warn_of_overlaps(services: Sequence[Any], root: str | None) -> None:
-    """Say which services would both run a request: NATS gives each queue group a copy."""
-    from natsweb.subjects import covers
-
-    patterns = [(service, pattern) for service in services for pattern in service.patterns(root)]
-    for index, (one, pattern) in enumerate(patterns):
-        for other, its in patterns[index + 1 :]:
-            if one is not other and (covers(pattern, its) or covers(its, pattern)):
-                logger.warning(
-                    "%s (%s) and %s (%s) overlap: both would run a request", one.name, pattern, other.name, its
-                )
 
 
 def _reply_prefixes(nats: Any, more: list[str]) -> tuple[str, ...]:

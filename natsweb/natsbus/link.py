@@ -221,7 +221,7 @@ class NatsBus(Asking):
             raise NatsRefused(
                 f"the NATS server at {self.server} refuses a subscription",
                 where=refused,
-                fix="let this user subscribe to the service's subjects, and to its inbox",
+                fix="let this user subscribe to these subjects; docs/gateway.md lists what is needed",
             )
 
     async def _round_trip(self, timeout: float) -> None:
