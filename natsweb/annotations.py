@@ -45,6 +45,7 @@ __all__ = [
     "is_upload",
     "line_of",
     "name_of",
+    "own_name",
     "produced_by",
     "resolve_hints",
     "short_path",
@@ -178,8 +179,11 @@ def is_object(annotation: Any, depth: int = 0) -> bool:
 
     `Json[...]` is not: it is text that has JSON in it. A type that contains itself is.
     """
-    if get_origin(annotation) is Annotated and Json in get_args(annotation):
+    notes = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+    if any(one is Json or type(one).__name__ == "Json" for one in notes):
         return False
+    if get_origin(annotation) in (Union, types.UnionType):
+        return any(is_object(part, depth + 1) for part in get_args(annotation) if part is not type(None))
     bare = strip(annotation)
     origin = get_origin(bare)
     if origin in (Union, types.UnionType) or origin in _LISTS:
@@ -190,11 +194,11 @@ def is_object(annotation: Any, depth: int = 0) -> bool:
     return issubclass(kind, (BaseModel, Mapping, Partial)) or is_dataclass(kind) or is_typeddict(kind)
 
 
-def is_upload(annotation: Any) -> bool:
+def is_upload(annotation: Any, depth: int = 0) -> bool:
     """Tell whether a type is `UploadFile`, or several of them, or has it among others."""
     bare = strip(annotation)
     if is_list(bare) or get_origin(bare) in (Union, types.UnionType):
-        return any(is_upload(part) for part in get_args(bare))
+        return depth < _DEEPEST and any(is_upload(part, depth + 1) for part in get_args(bare))
     return isinstance(bare, type) and issubclass(bare, UploadFile)
 
 
@@ -242,7 +246,7 @@ def adapter_of(annotation: Any, name: str, place: Place) -> TypeAdapter[Any]:
         raise DeclarationError(
             f"parameter {name!r} has a type that pydantic cannot take: {error.message.splitlines()[0]}",
             where=str(place),
-            fix=_own_name(annotation) or _remedy(error),
+            fix=own_name(annotation) or _remedy(error),
         ) from None
     except SchemaError as error:
         raise DeclarationError(
@@ -254,15 +258,25 @@ def adapter_of(annotation: Any, name: str, place: Place) -> TypeAdapter[Any]:
         raise DeclarationError(f"parameter {name!r}: {error.what}", where=str(place), fix=error.fix) from None
 
 
-_OWN_NAMES = {"UploadFile": "UploadFile", "BackgroundTasks": "Background", "BackgroundTask": "Background"}
+_OWN_NAMES = {
+    "BackgroundTask": "Background",
+    "BackgroundTasks": "Background",
+    "FileResponse": "FileResponse",
+    "Headers": "Headers",
+    "Request": "Request",
+    "Response": "Response",
+    "UploadFile": "UploadFile",
+}
 
 
-def _own_name(annotation: Any) -> str | None:
+def own_name(annotation: Any) -> str | None:
     """Return the remedy for a type of another framework, or of somebody's own."""
     bare = strip(annotation)
     name = getattr(bare, "__name__", "")
-    if is_foreign(bare) or "Request" in str(annotation):
-        return f"did you mean natsweb.{_OWN_NAMES.get(name, 'Request')}?"
+    if is_foreign(bare) and name in _OWN_NAMES:
+        return f"did you mean natsweb.{_OWN_NAMES[name]}?"
+    if "Request" in str(annotation):
+        return "did you mean natsweb.Request?"
     if isinstance(bare, type) and bare.__module__ not in ("builtins", "typing"):
         return f"make it a dataclass or a pydantic model; or Annotated[{name}, Depends()], to make one for each request"
     return None

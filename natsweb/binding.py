@@ -115,11 +115,15 @@ class Plan:
         keys = {text.key for _, texts, _ in found for text in texts}
         return keys | {key for _, _, models in found for model in models for key, _, _, _ in model.fields}
 
-    def beside(self, others: Sequence["Plan"]) -> "Plan":
-        """Return this plan with models that know what else is taken, and do not take it for something unknown."""
+    def beside(self, others: Sequence["Plan"], taken: Sequence[tuple[str, str]] = ()) -> "Plan":
+        """Return this plan with models that know what else is taken, and do not take it for something unknown.
+
+        `taken` are further (source, key).
+        """
 
         def known(source: str, models: tuple[ModelSlot, ...]) -> tuple[ModelSlot, ...]:
-            keys = frozenset().union(*[plan.keys(source) for plan in (self, *others)])
+            keys = frozenset([key for kind, key in taken if kind == source])
+            keys = keys.union(*[plan.keys(source) for plan in (self, *others)])
             return tuple([model._replace(others=keys) if model.rest else model for model in models])
 
         texts = tuple([(source, texts, known(source, models)) for source, texts, models in self.texts])

@@ -20,7 +20,7 @@ class Owner(NamedTuple):
     """The service that is meant: its name, the template of the route, and what it can do.
 
     `is_natsweb` tells whether it knows of `Nw-Service`; `is_starting` that it will serve in a moment, and that
-    nobody else does.
+    nobody else does; `is_away` that it has served this, and no instance of it is there.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Owner(NamedTuple):
     is_natsweb: bool = True
     streams: bool = False
     is_starting: bool = False
+    is_away: bool = False
 
 
 class Conflict(NamedTuple):
@@ -47,12 +48,13 @@ class Instance(NamedTuple):
 
 
 class _Claim:
-    """One service's claim to a method on a pattern, and which of its instances serve it."""
+    """One service's claim to a method on a pattern, which of its instances serve it, and whether any ever has."""
 
-    __slots__ = ("owner", "starting", "up")
+    __slots__ = ("owner", "served", "starting", "up")
 
     def __init__(self, owner: Owner) -> None:
         self.owner = owner
+        self.served = False
         self.up: set[str] = set()
         self.starting: set[str] = set()
 
@@ -108,6 +110,7 @@ class Catalogue:
         self._instances: dict[str, Instance] = {}
         self._spots: dict[_Routes, list[tuple[_Spot, tuple[str, ...]]]] = {}
         self._gone: dict[_Routes, float] = {}
+        self.knows_natsweb = False
 
     def __repr__(self) -> str:
         return f"<Catalogue below {self.root}: {len(self._instances)} instances>"
@@ -160,19 +163,37 @@ class Catalogue:
         return self._search(method, tokens)
 
     def _search(self, method: str, tokens: Sequence[str]) -> Owner | None:
-        other = starting = None
+        other = starting = away = None
         for spot in _spots(self._top, tokens, 0):
             owner = spot.owners.get(method) or spot.owners.get(_ANY_METHOD)
             if owner is not None:
                 return owner
             starting = starting or spot.starting.get(method)
+            away = away or self._away(spot, method)
             if other is None and spot.owners:
                 other = min(spot.owners.values())
-        return starting or other
+        return starting or away or other or self._by_empty_captures(tokens)
+
+    def _by_empty_captures(self, tokens: Sequence[str]) -> Owner | None:
+        """Return who gets a path with an empty segment that only a capture fits: it answers 404, or redirects."""
+        if "%" in tokens:
+            for spot in _spots(self._top, tokens, 0, empty=True):
+                if spot.owners:
+                    return min(spot.owners.values())
+        return None
+
+    def _away(self, spot: _Spot, method: str) -> Owner | None:
+        """Return the natsweb service that has had a method here, and has no instance at all."""
+        for claims in (spot.claims.get(method), spot.claims.get("GET") if method == "HEAD" else None):
+            for name, claim in (claims or {}).items():
+                if claim.served and claim.owner.is_natsweb and not self.named(name):
+                    return claim.owner._replace(is_away=True)
+        return None
 
     def was_there(self, tokens: Sequence[str]) -> bool:
         """Tell whether somebody has served a path, now or before."""
-        return any(spot.claims for spot in _spots(self._top, tokens, 0))
+        claims = [claims for spot in _spots(self._top, tokens, 0) for claims in spot.claims.values()]
+        return any(claim.served or claim.starting for each in claims for claim in each.values())
 
     # ── what changes ──
 
@@ -182,6 +203,12 @@ class Catalogue:
         An instance that says "down" stays known by its routes only.
         """
         before = self._instances.get(info.id)
+        self.knows_natsweb = self.knows_natsweb or info.is_natsweb
+        if before is None and state == "down":
+            known = (info.name, info.routes) in self._spots
+            if not known:
+                self._mark(info, state, now)
+            return not known
         if before is not None and before.state == state and before.info.routes == info.routes:
             self._instances[info.id] = before._replace(seen=now)
             return False
@@ -234,6 +261,7 @@ class Catalogue:
         for spot, methods in spots:
             for method in methods:
                 claim = spot.claims[method][info.name]
+                claim.served = claim.served or state == "up"
                 (claim.up.add if state == "up" else claim.up.discard)(info.id)
                 (claim.starting.add if state == "starting" else claim.starting.discard)(info.id)
             spot.settle()
@@ -275,8 +303,8 @@ def _template(endpoint: Endpoint, tokens: Iterable[str]) -> str:
     return "/" + "/".join(words.get(token, token) for token in tokens)
 
 
-def _spots(node: _Node, tokens: Sequence[str], index: int) -> Iterator[_Spot]:
-    """Yield every spot that a path fits, the most specific first."""
+def _spots(node: _Node, tokens: Sequence[str], index: int, *, empty: bool = False) -> Iterator[_Spot]:
+    """Yield every spot that a path fits, the most specific first; captures take `empty` segments only if asked to."""
     if index == len(tokens):
         if node.end is not None:
             yield node.end
@@ -284,8 +312,8 @@ def _spots(node: _Node, tokens: Sequence[str], index: int) -> Iterator[_Spot]:
     token = tokens[index]
     child = node.literals.get(token)
     if child is not None:
-        yield from _spots(child, tokens, index + 1)
-    if node.capture is not None and token != "%":
-        yield from _spots(node.capture, tokens, index + 1)
+        yield from _spots(child, tokens, index + 1, empty=empty)
+    if node.capture is not None and (empty or token != "%"):
+        yield from _spots(node.capture, tokens, index + 1, empty=empty)
     if node.tail is not None:
         yield node.tail

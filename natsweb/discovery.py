@@ -152,7 +152,7 @@ class Presence:
             endpoints=[endpoint for endpoint, _ in self._endpoints],
         )
         self._ping_bytes = self.info.ping().model_dump_json().encode()
-        self._info_bytes = self.info.model_dump_json().encode()
+        self._info_bytes = self.info.stating("starting").model_dump_json().encode()
 
     def __repr__(self) -> str:
         return f"<Presence of {self.info.name} {self.id}: {'live' if self._subscriptions else 'stopped'}>"
@@ -174,14 +174,16 @@ class Presence:
     async def announce(self, state: State, *, wait: float = _NOTED) -> int:
         """Say what the service does now; return how many gateways have taken note of it within `wait` seconds.
 
-        As many as the last time are waited for, the first time all that answer.
+        All that answer are waited for; only "up", which nothing depends on, waits for as many as the last time.
         """
+        self._info_bytes = self.info.stating(state).model_dump_json().encode()
         said = Announcement(state=state, info=self.info).model_dump_json().encode()
         try:
-            if self._gateways == 0:
+            expect = self._gateways if state == "up" else None
+            if expect == 0:
                 self._bus.publish(ANNOUNCE, said)
                 return 0
-            self._gateways = len(await collect(self._bus, ANNOUNCE, said, expect=self._gateways, timeout=wait))
+            self._gateways = len(await collect(self._bus, ANNOUNCE, said, expect=expect, timeout=wait))
             return self._gateways
         except (HTTPError, NatsRefused) as error:
             logger.warning("%s could not be announced as %s: %s", self.info.name, state, error)
@@ -254,7 +256,8 @@ def overlaps(info: Info, others: Iterable[Info]) -> list[Overlap]:
             continue
         for mine in info.endpoints:
             for its in other.endpoints:
-                if not overlap(mine.subject, its.subject):
+                apart = mine.methods and its.methods and not set(mine.methods) & set(its.methods)
+                if (apart and other.is_natsweb) or not overlap(mine.subject, its.subject):
                     continue
                 equal = mine.subject == its.subject and bool(set(mine.methods) & set(its.methods))
                 key = (mine.subject, its.subject, other.name)
@@ -293,6 +296,7 @@ class Directory:
         self._poller: asyncio.Task[None] | None = None
         self._arrived = asyncio.Event()
         self._suspected: dict[str, float] = {}
+        self._looked = float("-inf")
         self._missed: dict[str, int] = {}
         self.id = os.urandom(11).hex()
         self.is_ready = False
@@ -327,6 +331,11 @@ class Directory:
         """Tell whether somebody has served a path, now or before."""
         return self.catalogue.was_there(tokens)
 
+    @property
+    def knows_natsweb(self) -> bool:
+        """Whether a natsweb service has ever been heard of: then none is missing for long."""
+        return self.catalogue.knows_natsweb
+
     # ── what comes in ──
 
     def _take_info(self, message: Message) -> None:
@@ -336,9 +345,7 @@ class Directory:
         info = parse_info(message.payload)
         if info is not None:
             self._missed.pop(info.id, None)
-            known = self.catalogue.instance(info.id)
-            # One that has only announced itself has not subscribed yet, whatever its INFO says.
-            self._put(info, known.state if known is not None else "up")
+            self._put(info, info.state)
 
     def _take_announcement(self, message: Message) -> None:
         said = parse_announcement(message.payload)
@@ -407,6 +414,14 @@ class Directory:
             logger.warning("%s %s (%s) is gone", info.name, info.version, info.id)
             self._on_change()
 
+    def look_again(self) -> None:
+        """Ask once more who is there, once a second at most."""
+        now = self._loop.time()
+        if now - self._looked >= _SUSPECT:
+            self._looked = now
+            with contextlib.suppress(HTTPError):
+                self._bus.publish(f"{PREFIX}.{INFO}", b"", reply=self._inbox)
+
     def suspect(self, name: str) -> None:
         """Ask whether a service that does not answer is there, once a second at most; drop it if nobody is."""
         now = self._loop.time()
@@ -415,10 +430,12 @@ class Directory:
         self._suspected[name] = now
 
         def answer(outcome: Message | HTTPError) -> None:
-            if isinstance(outcome, NoService) and self.catalogue.drop_service(name, self._loop.time()):
+            if not isinstance(outcome, NoService):
+                return
+            if self.catalogue.drop_service(name, self._loop.time()):
                 logger.warning("%s is gone", name)
                 self._on_change()
-                self._on_gone(name)
+            self._on_gone(name)
 
         with contextlib.suppress(HTTPError):
             self._bus.ask(f"{PREFIX}.{PING}.{name}", b"", timeout=_PING_TIME, answer=answer)

@@ -41,6 +41,7 @@ _RETRIES = 2
 _SETTLING = 2.0
 _SILENCE = 0.2  # after which a service that was meant is asked whether it is there (docs/wire.md)
 _STARTING = 1.0
+_NOBODY = "*"  # no service's name: natsweb services stand aside, others know nothing of it
 
 #: Gets the one outcome of a flight: the reply as it came, or what went wrong.
 Done = Callable[[Reply | HTTPError], None]
@@ -57,8 +58,17 @@ class Directory(Protocol):
         """Tell whether somebody has served a path, now or before."""
         ...
 
+    @property
+    def knows_natsweb(self) -> bool:
+        """Whether a natsweb service has ever been heard of."""
+        ...
+
     def suspect(self, name: str) -> None:
         """Find out whether a service is there at all."""
+        ...
+
+    def look_again(self) -> None:
+        """Find out who else is there."""
         ...
 
 
@@ -152,8 +162,8 @@ class Flight(Asked):
                 self.finish(error)
                 return
         self.sent_to = owner = incoming.owner
-        if owner is not None and owner.is_starting:
-            exchange.wait_for_start(self)
+        if owner is not None and (owner.is_starting or owner.is_away):
+            exchange.wait_for_start(self) if owner.is_starting else exchange.away(self)
             return
         self._attempt += 1
         self._timer = None
@@ -199,6 +209,22 @@ class Flight(Asked):
             return False
         self._timer = loop.call_later(pause, self.send)
         return True
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether it is on the bus."""
+        return self._attempt > 0 and self._timer is None and self._done is not None
+
+    def look_again(self) -> None:
+        """Send a request that was meant for nobody to the natsweb service that has appeared: none has run it."""
+        try:
+            self._exchange.prepare(self.incoming)
+        except HTTPError as error:
+            self.finish(error)
+            return
+        if self.incoming.owner is not None and self.incoming.owner.is_natsweb:
+            self._exchange.bus.drop(self)
+            self.send()
 
     def wait(self, seconds: float, then: Callable[[], None]) -> None:
         """Call `then` after `seconds`, or at the deadline, unless something else happens first."""
@@ -331,9 +357,19 @@ class Exchange:
             query=incoming.query,
             client=incoming.client,
             scheme=incoming.scheme,
-            service=None if owner is None else owner.name,
+            service=self._name(owner),
         )
         return incoming.head
+
+    def _name(self, owner: Owner | None) -> str | None:
+        """Return who is meant.
+
+        For a path that nobody has claimed it is nobody, so that services which the catalogue does not know yet do not
+        all run the request: `turn` sends it again to the one that appears.
+        """
+        if owner is not None:
+            return owner.name
+        return _NOBODY if self.directory is not None and self.directory.knows_natsweb else None
 
     def _tokens(self, incoming: Incoming) -> list[str]:
         below = incoming.subject[len(self.root) + 1 :]
@@ -378,6 +414,8 @@ class Exchange:
     def turn(self) -> None:
         """Look again whose requests are: services have come or gone."""
         self.turns += 1
+        for flight in [one for one in self._flights if one.sent_to is None and one.is_sent]:
+            flight.look_again()
         waiting, self._starting = self._starting, set()
         for flight in waiting:
             flight.send()
@@ -386,6 +424,15 @@ class Exchange:
         """Keep a flight until the service that is meant, and has just announced itself, takes requests."""
         self._starting.add(flight)
         flight.wait(_STARTING, lambda: flight.finish(self.nobody(flight.incoming)))
+
+    def away(self, flight: Flight) -> None:
+        """End a request to a service that is not there, unless it is known to come back."""
+        if self.is_paused:
+            self.hold(flight)
+            return
+        if self.directory is not None:
+            self.directory.look_again()
+        flight.finish(self.nobody(flight.incoming))
 
     def nobody(self, incoming: Incoming) -> HTTPError:
         """Return the error of a request that nobody listens to: 404, or 503 if somebody has."""
@@ -399,10 +446,12 @@ class Exchange:
         """Have those services looked for that have not said a word for a while."""
         self._listener = None
         before = self.loop.time() + self.timeout - _SILENCE
-        silent = {one.sent_to.name for one in self._flights if one.sent_to is not None and one.due < before}
-        for name in silent:
-            if self.directory is not None:
+        silent = [one for one in self._flights if one.due < before]
+        if self.directory is not None:
+            for name in {one.sent_to.name for one in silent if one.sent_to is not None}:
                 self.directory.suspect(name)
+            if any(one.sent_to is None for one in silent):
+                self.directory.look_again()
         if self._flights:
             self._listener = self.loop.call_later(_SILENCE, self._listen)
 

@@ -79,7 +79,11 @@ def _is_whole(content_type: str, body: bytes) -> bool:
     message = Message()
     message["content-type"] = content_type
     boundary = message.get_boundary()
-    return boundary is None or b"--%b--" % boundary.encode("latin-1", "replace") in body
+    if boundary is None:
+        return True
+    mark = b"--%b" % boundary.encode("latin-1", "replace")
+    last = body.rfind(mark)
+    return last >= 0 and body[last + len(mark) :].startswith(b"--")
 
 
 def _is_no_text(value: str | StarletteUploadFile) -> bool:

@@ -20,7 +20,7 @@ __all__ = ["Lifespan"]
 
 logger = logging.getLogger("natsweb.service")
 
-_STOP_TIME = 25.0
+_STOP_TIME = 40.0  # a little more than one cleanup may take
 
 
 class Lifespan:
@@ -77,8 +77,12 @@ class Lifespan:
 
         Raises `StartError` for whatever goes wrong in there, and if it takes longer than `timeout` seconds.
         """
-        if self._ready is not None:
-            await asyncio.wait([self._ready])  # somebody else starts it, and hears what comes of it
+        if self._task is not None and self._task.done():
+            self._task = self._ready = None  # it has failed while it was running
+        if self._task is not None and self._ready is not None:
+            await asyncio.wait([self._ready, self._task], return_when=asyncio.FIRST_COMPLETED)
+            if not self.is_running:
+                raise StartError(f"service {self._name} could not start", fix="the first who started it hears why")
             return
         ready = self._ready = asyncio.get_running_loop().create_future()
         self._ending.clear()
@@ -112,7 +116,7 @@ class Lifespan:
         """Wait until a lifespan fails while the service runs: what it held is gone, and the service with it."""
         if self._task is not None:
             await asyncio.wait([self._task])
-        if self._ending.is_set():
+        if self._task is None or self._ending.is_set():  # it never ran, or was stopped: nothing has failed
             await asyncio.get_running_loop().create_future()
 
     async def stop(self) -> None:

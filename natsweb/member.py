@@ -5,17 +5,19 @@ waits until the gateways have noted that; subscribes; says that it is up. When i
 finishes what is there. Puts `Presence` and `Worker` together; it knows no requests.
 """
 
+import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from natsweb.bus import Bus
 from natsweb.discovery import Overlap, Presence, overlaps, survey
 from natsweb.errors import HTTPError, StartError
-from natsweb.micro import INFO, parse_info
+from natsweb.micro import INFO, Info, parse_info
 from natsweb.subjects import REPLY_PREFIXES
 from natsweb.worker import Worker
 
-__all__ = ["Member", "OnOverlap"]
+__all__ = ["Member", "OnOverlap", "start_all"]
 
 logger = logging.getLogger("natsweb.discovery")
 
@@ -35,7 +37,7 @@ class Member:
         on_overlap: OnOverlap = "warn",
         **options: Any,
     ) -> None:
-        self._bus = bus
+        self.bus = bus
         self._on_overlap = on_overlap
         reply_prefixes = options.get("reply_prefixes", REPLY_PREFIXES)
         self.presence = Presence(bus, service, root=root, reply_prefixes=reply_prefixes)
@@ -50,7 +52,10 @@ class Member:
         Raises `StartError` for an overlap with a service that cannot stand aside, and for any overlap
         if `on_overlap` says so; `NatsRefused` if the server does not let it subscribe.
         """
-        await self._look_around()
+        await start_all([self])
+
+    async def join(self) -> None:
+        """Start without looking who else is there: `start_all` has done so."""
         await self.presence.start()
         await self.presence.announce("starting")
         try:
@@ -69,13 +74,11 @@ class Member:
         finally:
             self.presence.stop()
 
-    async def _look_around(self) -> None:
-        try:
-            answers = await survey(self._bus, INFO)
-        except HTTPError as error:
-            logger.warning("who else is there could not be asked: %s", error)
-            return
-        others = [info for info in map(parse_info, answers) if info is not None]
+    def look_around(self, others: Sequence[Info]) -> None:
+        """Compare the service's patterns with those of others.
+
+        Raises `StartError` as `start` does; other overlaps are logged.
+        """
         found = overlaps(self.presence.info, others)
         for one in found:
             if one.is_plain or self._on_overlap == "refuse":
@@ -97,6 +100,26 @@ class Member:
             fix="change the paths or the root of one of them"
             + ("" if one.is_plain else ", or start with --on-overlap warn"),
         )
+
+
+async def start_all(members: Sequence[Member]) -> None:
+    """Start several members on one bus together: see `Member.start`."""
+    others = await _infos(members[0].bus) if members else []
+    for index, member in enumerate(members):
+        member.look_around([*others, *[one.presence.info for one in members[:index]]])
+    results = await asyncio.gather(*[member.join() for member in members], return_exceptions=True)
+    if errors := [one for one in results if one is not None]:
+        joined = [member for member, result in zip(members, results, strict=True) if result is None]
+        await asyncio.gather(*[member.stop(0) for member in joined], return_exceptions=True)
+        raise errors[0]
+
+
+async def _infos(bus: Bus) -> list[Info]:
+    try:
+        return [info for info in map(parse_info, await survey(bus, INFO)) if info is not None]
+    except HTTPError as error:
+        logger.warning("who else is there could not be asked: %s", error)
+        return []
 
 
 def _first_of_each(found: list[Overlap]) -> list[Overlap]:

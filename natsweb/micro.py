@@ -21,6 +21,7 @@ __all__ = [
     "PREFIX",
     "ROOT",
     "ROUTES",
+    "STATE",
     "STATS",
     "STREAMS",
     "WIRE",
@@ -55,7 +56,7 @@ State = Literal["starting", "up", "down"]
 
 #: Keys of metadata.
 METHOD, PATH, STREAMS = "http.method", "http.path", "natsweb.streams"
-WIRE, ROOT, ROUTES = "natsweb.wire", "natsweb.root", "natsweb.routes"
+WIRE, ROOT, ROUTES, STATE = "natsweb.wire", "natsweb.root", "natsweb.routes", "natsweb.state"
 
 
 #: Text that other clients leave out as `null`.
@@ -128,6 +129,16 @@ class Info(_Document):
     def routes(self) -> str:
         """A hash of its endpoints: equal for instances with the same routes."""
         return (self.metadata or {}).get(ROUTES) or routes_hash(self.endpoints)
+
+    @property
+    def state(self) -> State:
+        """What it does now; a service that does not say so is up."""
+        said = (self.metadata or {}).get(STATE)
+        return "starting" if said == "starting" else "down" if said == "down" else "up"
+
+    def stating(self, state: State) -> "Info":
+        """Return the same with another state."""
+        return self.model_copy(update={"metadata": {**(self.metadata or {}), STATE: state}})
 
     def ping(self) -> Ping:
         """Return the answer to `PING` of the same instance."""

@@ -112,6 +112,8 @@ class Path(Marker):
     __slots__ = ()
 
     def __init__(self, *, include_in_schema: bool = True, **constraints: Unpack[Constraints]) -> None:
+        if "alias" in constraints:
+            raise TypeError("Path() takes no 'alias'; call the capture as the parameter")
         super().__init__(include_in_schema=include_in_schema, **constraints)
 
 
@@ -287,7 +289,7 @@ class Partial(Generic[M]):
         """
         try:
             now = {name: getattr(value, name) for name in self._model.model_fields}
-            whole_model(self._model).__pydantic_validator__.validate_python(now | self.changes)
+            whole_model(self._model).__pydantic_validator__.validate_python(now | self.changes, by_name=True)
         except ValidationError as error:
             found = error.errors(include_url=False, include_context=False, include_input=False)
             raise InvalidInput(
@@ -316,9 +318,15 @@ class Partial(Generic[M]):
         [model] = get_args(source) or [None]
         if not (isinstance(model, type) and issubclass(model, BaseModel)) or issubclass(model, RootModel):
             raise DeclarationError("Partial stands for some fields of a pydantic model", fix="write Partial[Order]")
-        return core_schema.no_info_wrap_validator_function(
-            lambda value, validate: value if isinstance(value, Partial) else Partial(model, validate(value)),
-            handler(partial_model(model)),
+        made = core_schema.no_info_after_validator_function(
+            lambda sent: Partial(model, sent), handler(partial_model(model))
+        )
+        passed = core_schema.no_info_wrap_validator_function(
+            lambda value, validate: value if isinstance(value, Partial) else validate(value), made
+        )
+        return core_schema.json_or_python_schema(
+            made,
+            passed,
             serialization=core_schema.plain_serializer_function_ser_schema(lambda value: value.changes),
         )
 

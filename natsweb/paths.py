@@ -101,9 +101,9 @@ class Template:
                 if isinstance(part, Literal):
                     tokens.append(part.token)
                 elif isinstance(part, Tail):
-                    tokens += [encode_segment(segment) for segment in str(values[part.name]).split("/")]
+                    tokens += [encode_segment(segment) for segment in _one(values[part.name]).split("/")]
                 else:
-                    text = str(_text(values[part.name]))
+                    text = _one(values[part.name])
                     if not text:
                         raise ValueError(f"<{part.name}> of {self.text!r} cannot be empty")
                     tokens.append(encode_segment(text))
@@ -124,6 +124,13 @@ class Template:
 
     def __str__(self) -> str:
         return self.text
+
+
+def _one(value: object) -> str:
+    text = _text(value)
+    if not isinstance(text, str):
+        raise ValueError(f"{value!r} is no part of a path")
+    return text
 
 
 def _text(value: object) -> str | list[str]:

@@ -23,6 +23,7 @@ from natsweb.annotations import (
     is_list,
     is_object,
     is_upload,
+    own_name,
     strip,
     text_validator,
     texts_validator,
@@ -95,6 +96,11 @@ class _Compiler:
             raise self._mistake(
                 f"parameter {name!r} is a Response, which is what a handler returns",
                 "return Response(status=..., headers={...}, body=...) instead of taking one",
+            )
+        elif isinstance(kind, type) and is_foreign(kind):
+            raise self._mistake(
+                f"parameter {name!r} is {kind.__module__.partition('.')[0]}'s {kind.__name__}, not natsweb's",
+                own_name(kind) or "use natsweb's own",
             )
         else:
             self._found.append(self._parameter(name, annotation, default, marker))

@@ -191,22 +191,29 @@ def _replied(reply: "Reply[Any]", response: Response | Deferred) -> Response:
 
 
 def union_parts(annotation: Any) -> tuple[Any, ...]:
-    """Return the members of a union, or the type itself; aliases, NewTypes and notes around them are looked through."""
-    seen = annotation
+    """Return the members of a union, or the type itself.
+
+    Aliases and NewTypes are looked through, and notes where they stand around responses: those are not pydantic's.
+    """
+    seen, noted = annotation, False
     while True:
         if get_origin(seen) is Annotated:
-            seen = get_args(seen)[0]
+            seen, noted = get_args(seen)[0], True
         elif type(seen).__name__ == "TypeAliasType":
             seen = seen.__value__
         elif hasattr(seen, "__supertype__"):
             seen = seen.__supertype__
         else:
             break
-    if get_origin(seen) in (Union, UnionType):
-        return get_args(seen)
-    kind = get_origin(seen) or seen
-    plain = kind in (str, bytes) or (isinstance(kind, type) and issubclass(kind, Reply | Response | Deferred))
-    return (seen if plain else annotation,)
+    members = get_args(seen) if get_origin(seen) in (Union, UnionType) else (seen,)
+    if any(_is_response(one) for one in members) or (not noted and (len(members) > 1 or seen in (str, bytes))):
+        return members
+    return (annotation,)
+
+
+def _is_response(annotation: Any) -> bool:
+    kind = get_origin(annotation) or annotation
+    return isinstance(kind, type) and issubclass(kind, Reply | Response | Deferred)
 
 
 class _Nothing:

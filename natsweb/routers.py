@@ -363,25 +363,26 @@ def _marked(instance: object) -> Iterator[tuple[_Mark, Callable[..., Any]]]:
         return
     names = dict.fromkeys(name for kind in reversed(type(instance).__mro__) for name in vars(kind))
     for name in names:
-        marks = _marks_of(vars(next(kind for kind in type(instance).__mro__ if name in vars(kind)))[name])
-        if not marks:
-            _check_overridden(instance, name)
+        value = vars(next(kind for kind in type(instance).__mro__ if name in vars(kind)))[name]
+        marks = _marks_of(value)
+        if not marks and value is not None:  # None takes a handler away on purpose
+            _check_overridden(instance, name, value)
         for mark in marks:
             yield mark, getattr(instance, name)
 
 
 def _marks_of(value: Any) -> tuple[_Mark, ...]:
-    marks: tuple[_Mark, ...] = getattr(getattr(value, "__func__", value), _MARK, ())
+    marks: tuple[_Mark, ...] = getattr(value, _MARK, ()) or getattr(getattr(value, "__func__", None), _MARK, ())
     return marks
 
 
-def _check_overridden(instance: object, name: str) -> None:
+def _check_overridden(instance: object, name: str, value: Any) -> None:
     """Raise `DeclarationError` for a method that hides one with a route, and has none itself."""
     for kind in type(instance).__mro__[1:]:
         if marks := _marks_of(vars(kind).get(name)):
             raise DeclarationError(
                 f"{type(instance).__name__}.{name} hides a handler of {kind.__name__} and is none itself",
-                where=[f"{marks[0].line}  {marks[0].decorator}", line_of(getattr(type(instance), name))],
+                where=[f"{marks[0].line}  {marks[0].decorator}", line_of(value)],
                 fix=f"put {marks[0].decorator}(...) above it as well, or give it another name",
             )
 

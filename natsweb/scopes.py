@@ -376,8 +376,9 @@ def compile_recipe(
     steps, moved = _callers_first(compiler.steps)
     plans = [plan, *[step.plan for step in steps]]
     _check_bodies(plans, place)
-    plan = plan.beside(plans)
-    steps = [replace(step, plan=step.plan.beside(plans)) for step in steps]
+    taken = [found for step in steps if (found := getattr(step.call, "takes", None)) is not None]
+    plan = plan.beside(plans, taken)
+    steps = [replace(step, plan=step.plan.beside(plans, taken)) for step in steps]
     takes_form = plan.form is not None or any(step.plan.form is not None for step in compiler.steps)
     if takes_form and not has_parser():
         raise DeclarationError(

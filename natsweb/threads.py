@@ -14,9 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
-__all__ = ["InThread", "Threads"]
+__all__ = ["InThread", "Threads", "aside"]
 
 _CLEANERS = 4
+_LEAVE_TIME = 30.0
 
 
 class Threads:
@@ -61,6 +62,14 @@ class Threads:
         self._pool = self._cleaners = None
 
 
+async def aside(call: Callable[[], Any]) -> Any:
+    """Return what `call` returns in one of the event loop's own threads, or what that awaits to."""
+    value, error = await asyncio.to_thread(_outcome, call)
+    if error is not None:
+        raise error
+    return await value if inspect.isawaitable(value) else value
+
+
 class InThread:
     """A plain context manager as an async one: entered by a handler's thread, left by a thread for cleanup."""
 
@@ -81,8 +90,10 @@ class InThread:
         try:
             return await self._threads.run(enter, self._context)
         except asyncio.CancelledError as error:
-            if entered:
-                await self.__aexit__(type(error), error, error.__traceback__)
+            if entered:  # too late: nobody else will leave it
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LEAVE_TIME):
+                        await self.__aexit__(type(error), error, error.__traceback__)
             raise
 
     async def __aexit__(

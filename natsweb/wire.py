@@ -190,7 +190,8 @@ def request_head(
     before = _method_lines(method)
     if query:
         before += _own_line(b"Nw-Query", query)
-    return RequestHead(before, b"%b%b\r\n" % (_origin_lines(service, client, scheme), fields))
+    named = b"" if service is None else _service_line(service)
+    return RequestHead(before, b"%b%b%b\r\n" % (named, _origin_lines(client, scheme), fields))
 
 
 def encode_request(
@@ -220,10 +221,13 @@ def _method_lines(method: str) -> bytes:
 
 
 @lru_cache(1024)
-def _origin_lines(service: str | None, client: str | None, scheme: str) -> bytes:
+def _service_line(service: str) -> bytes:
+    return _own_line(b"Nw-Service", service.encode("ascii"))
+
+
+@lru_cache(1024)
+def _origin_lines(client: str | None, scheme: str) -> bytes:
     lines = b""
-    if service is not None:
-        lines += _own_line(b"Nw-Service", service.encode("ascii"))
     if client is not None:
         lines += _own_line(b"Nw-Client", client.encode("ascii", "replace"))
     if scheme != "http":

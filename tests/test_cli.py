@@ -335,7 +335,7 @@ async def test_services_that_overlap_are_named(natsweb: Run, tmp_path: Path, nat
     (tmp_path / "hello.py").write_text(HELLO)
     (tmp_path / "again.py").write_text(HELLO.replace('Service("hello")', 'Service("again")'))
     process = await natsweb("run", "hello", "again", "--root", "overlap", "--nats", nats_url)
-    await process.says(r"again: overlap\.hello\.\* and overlap\.hello\.\* of hello .* overlap; each request goes to one")
+    await process.says(r"again: overlap\.hello\.\* and overlap\.hello\.\* of hello .* overlap; each")
     await process.says('"event": "ready"')
     process.signal(signal.SIGTERM)
     assert await process.ends() == 0

@@ -125,7 +125,7 @@ async def _serve(
     wait: float,
     announce: str | None = None,
 ) -> int:
-    from natsweb.member import Member
+    from natsweb.member import Member, start_all
     from natsweb.natsbus import connect
 
     _check_names(services)
@@ -140,8 +140,7 @@ async def _serve(
         for service in services:
             if await stop.before(_start(service)) is None:
                 return 0
-        for member in members:
-            await member.start()
+        await start_all(members)
         if announce is None:
             for service in services:
                 print_ready(f"natsweb {service.name} {service.version}", _facts(service, bus, options.get("root")))

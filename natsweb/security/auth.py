@@ -73,6 +73,12 @@ class Asked:
 
     scheme: Scheme
 
+    @property
+    def takes(self) -> tuple[str, str] | None:
+        """The source and key that the credentials are taken from, if other inputs are there as well."""
+        place, key = getattr(self.scheme, "place", None), getattr(self.scheme, "key", None)
+        return (str(place), str(key)) if place in ("query", "cookie") else None
+
     async def __call__(self, call: Call) -> _Outcome | None:
         """Return the outcome, None without credentials."""
         return await self._outcome(call, self.scheme.verify)
@@ -98,9 +104,10 @@ class _First(Depends):
 def stand_in(scheme: Scheme, replacement: Callable[..., Any]) -> tuple[Asked, Callable[..., Any]]:
     """Return what `Service.override` replaces for a scheme, and with what: `replacement` says who calls."""
 
-    async def outcome() -> _Outcome:
+    async def outcome() -> _Outcome | None:
         who = replacement()
-        return _Outcome(await who if inspect.isawaitable(who) else who, None)
+        who = await who if inspect.isawaitable(who) else who
+        return None if who is None else _Outcome(who, None)
 
     return Asked(scheme), outcome
 

@@ -119,13 +119,14 @@ class _Keys:
         self._fetching: asyncio.Task[None] | None = None
 
     async def find(self, kid: str | None) -> Any:
-        """Return the key called `kid`; known keys are renewed without anybody waiting for it.
+        """Return the key called `kid`; while one request renews known keys, all others go on with them.
 
         Raises `BadCredentials` for an unknown one, `HTTPError` 503 without any keys.
         """
         if kid not in self._keys or time.monotonic() - self._fetched > _KEYS_LIFE:
+            before = self._fetching
             fetching = self._fetch_soon()
-            if fetching is not None and kid not in self._keys:
+            if fetching is not None and (kid not in self._keys or fetching is not before):
                 await asyncio.shield(fetching)
         if not self._keys:
             raise HTTPError(

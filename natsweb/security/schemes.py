@@ -5,15 +5,16 @@ where a scope is lacking (RFC 9110 section 11, RFC 6750). Knows requests; it kno
 """
 
 import abc
-import asyncio
 import base64
 import binascii
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 from natsweb.errors import BadCredentials, DeclarationError, HTTPError
 from natsweb.messages import Call
+from natsweb.threads import aside
 
 __all__ = ["ApiKey", "Basic", "Bearer", "Credentials", "Scheme", "authorization"]
 
@@ -82,9 +83,7 @@ async def _ask(verify: Verify | None, *credentials: str) -> Any:
     if inspect.iscoroutinefunction(verify):
         who = await verify(*credentials)
     else:
-        who = await asyncio.to_thread(verify, *credentials)
-        if inspect.isawaitable(who):
-            who = await who
+        who = await aside(functools.partial(verify, *credentials))
     if who is None or who is False:
         raise BadCredentials("the credentials are not valid")
     return who

@@ -9,8 +9,10 @@ from pathlib import Path
 from natsweb.errors import Mistake
 from tests.benchmarks.binding import measure_binding
 from tests.benchmarks.load import Sample, find_wrk, measure
+from tests.benchmarks.naming import measure_naming
 from tests.benchmarks.profile import profile
-from tests.benchmarks.report import as_json, judge, judge_binding, tables, update_page
+from tests.benchmarks.report import as_json, judge, judge_binding, judge_naming, tables, update_page, update_scale
+from tests.benchmarks.scale import measure_scale, scale_table
 from tests.benchmarks.stacks import CASES, ROOT, Failed, running
 
 WARM_UP = 1.0
@@ -27,6 +29,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, default=ROOT / "bench" / "results.json", help="where the samples go")
     parser.add_argument("--docs", action="store_true", help=f"update the results in {PAGE.relative_to(ROOT)}")
     parser.add_argument("--strict", action="store_true", help="exit 1 if a bar is missed")
+    parser.add_argument("--scale", action="store_true", help="measure a gateway among 200 services instead")
     parser.add_argument(
         "--profile", action="store_true", help="show where the time goes, by py-spy (natsweb, or --only)"
     )
@@ -42,6 +45,8 @@ async def main(given: argparse.Namespace) -> int:
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    if given.scale:
+        return await _scale(given)
     find_wrk()
     given.json.parent.mkdir(parents=True, exist_ok=True)
     if given.profile:
@@ -50,21 +55,31 @@ async def main(given: argparse.Namespace) -> int:
                 busiest = given.connections[-1]
                 await profile(stack, given.json.parent, connections=busiest, seconds=given.seconds)
         return 0
-    binding = measure_binding()
+    binding, naming = measure_binding(), measure_naming()
     samples = await collect(given)
-    verdicts = [*judge(samples), judge_binding(binding)]
+    verdicts = [*judge(samples), judge_binding(binding), judge_naming(naming)]
     settings = {name: getattr(given, name) for name in ("rounds", "seconds", "connections")}
     given.json.write_text(as_json(samples, verdicts, settings))
-    text = tables(samples, verdicts, binding)
+    text = tables(samples, verdicts, binding, naming)
     print(f"\n{text}\n\nall samples: {given.json}")
     if given.docs:
         update_page(PAGE, samples, text)
     return 1 if given.strict and not all(verdict.holds for verdict in verdicts) else 0
 
 
+async def _scale(given: argparse.Namespace) -> int:
+    """Measure a gateway among many services, and nothing else."""
+    figures = await measure_scale(lambda words: print(words, flush=True))
+    text = scale_table(figures)
+    print(f"\n{text}")
+    if given.docs:
+        update_scale(PAGE, text)
+    return 1 if given.strict and not all(figure.holds for figure in figures) else 0
+
+
 async def collect(given: argparse.Namespace) -> list[Sample]:
     """Run every case once in each round, in fresh processes, and start each round with another case."""
-    names = [name for name in CASES if given.only is None or name in given.only]
+    names = [name for name, case in CASES.items() if (name in given.only if given.only else not case.extra)]
     samples = []
     for number in range(1, given.rounds + 1):
         first = (number - 1) % len(names)

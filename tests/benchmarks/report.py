@@ -19,23 +19,36 @@ from typing import Any, NamedTuple
 from natsweb.embedded import find_binary
 from tests.benchmarks.binding import BINDING_BAR, Binding
 from tests.benchmarks.load import Sample
+from tests.benchmarks.naming import NAMING_BAR, Naming, Pair
 from tests.benchmarks.stacks import CASES, NATS_SERVER
 
-__all__ = ["Verdict", "as_json", "judge", "judge_binding", "machine", "tables", "update_page"]
+__all__ = [
+    "Verdict",
+    "as_json",
+    "judge",
+    "judge_binding",
+    "judge_naming",
+    "machine",
+    "table",
+    "tables",
+    "update_page",
+    "update_scale",
+]
 
 _PACKAGES = ("natsweb", "nats-py", "pydantic", "fastapi", "starlette", "uvicorn", "uvloop", "httptools")
 _PARTS = ("gateway", "service", "app", NATS_SERVER)
-_BLOCK = re.compile(r"(?<=<!-- results: begin -->\n).*?(?=<!-- results: end -->)", re.DOTALL)
+_VERSIONS = ("python", NATS_SERVER)
 
 
 class Bar(NamedTuple):
-    """What one figure of a case, divided by that of another, is to be at most or at least."""
+    """What one figure of a case, divided by that of another (or less it), is to be at most or at least."""
 
     figure: str
     case: str
     other: str
     relation: str
     limit: float
+    sign: str = "/"
 
 
 class Verdict(NamedTuple):
@@ -54,6 +67,7 @@ BARS = (
     Bar("req/s", "natsweb", "naive", ">=", 2.3),
     Bar("req/s", "natsweb", "fastapi", ">=", 3.0),
     Bar("CPU", "natsweb-1000", "natsweb", "<=", 1.05),
+    Bar("CPU", "natsweb", "natsweb-unnamed", "<=", 1.05),
     Bar("req/s", "natsweb-1000", "natsweb", ">=", 0.95),
 )
 
@@ -91,8 +105,15 @@ def judge_binding(binding: Binding) -> Verdict:
     return Verdict(bar, binding.ratio, binding.ratio, binding.ratio, binding.ratio <= bar.limit)
 
 
-def tables(samples: Sequence[Sample], verdicts: Sequence[Verdict], binding: Binding) -> str:
-    """Return the three tables as Markdown that reads well on a terminal too."""
+def judge_naming(naming: Naming) -> Verdict:
+    """Return the verdict on what it costs to name the service that is meant, for a request that is new."""
+    bar = Bar("µs to prepare", "named", "unnamed", "<=", NAMING_BAR, "-")
+    added = naming.fresh.difference
+    return Verdict(bar, added, added, added, added <= bar.limit)
+
+
+def tables(samples: Sequence[Sample], verdicts: Sequence[Verdict], binding: Binding, naming: Naming) -> str:
+    """Return the four tables as Markdown that reads well on a terminal too."""
     counts = sorted({sample.connections for sample in samples})
     groups = {
         (case, count): group
@@ -103,13 +124,19 @@ def tables(samples: Sequence[Sample], verdicts: Sequence[Verdict], binding: Bind
     speed = [_speed(group) for group in groups.values()]
     cost = [_cost(group) for (_, count), group in groups.items() if count == counts[-1]]
     blocks = [
-        _table(("case", "connections", "req/s", "p50 ms", "p99 ms"), speed),
+        table(("case", "connections", "req/s", "p50 ms", "p99 ms"), speed),
         f"CPU in microseconds per request at {counts[-1]} connections:",
-        _table(("case", *_PARTS, f"all but {NATS_SERVER}"), cost),
+        table(("case", *_PARTS, f"all but {NATS_SERVER}"), cost),
     ]
     blocks.append(f"Binding one request: {binding.hand:.1f} µs by hand, {binding.natsweb:.1f} µs by natsweb.")
+    blocks += [
+        "A request on its way through the gateway's exchange, in microseconds, with 200 services of 20 routes:",
+        table(
+            ("request", "unnamed", "named", "added"), [_naming(*pair) for pair in zip(_REQUESTS, naming, strict=True)]
+        ),
+    ]
     head = ("ratio", "median", "lowest", "highest", "bar", "holds")
-    blocks += [f"Ratios at {counts[-1]} connections:", _table(head, [_judgement(verdict) for verdict in verdicts])]
+    blocks += [f"Ratios at {counts[-1]} connections:", table(head, [_judgement(verdict) for verdict in verdicts])]
     return "\n\n".join(blocks)
 
 
@@ -124,13 +151,20 @@ def _cost(group: Sequence[Sample]) -> list[str]:
     return [group[0].case, *[f"{median(column):.1f}" if column else "" for column in columns]]
 
 
+_REQUESTS = ("new, of one client", "new, of 64 clients in turn", "repeated")
+
+
+def _naming(name: str, pair: Pair) -> list[str]:
+    return [name, f"{pair.without:.2f}", f"{pair.named:.2f}", f"{pair.difference:+.2f}"]
+
+
 def _judgement(verdict: Verdict) -> list[str]:
     bar, *ratios, holds = verdict
-    said = [f"{bar.figure}, {bar.case} / {bar.other}", *[f"{ratio:.2f}" for ratio in ratios]]
+    said = [f"{bar.figure}, {bar.case} {bar.sign} {bar.other}", *[f"{ratio:.2f}" for ratio in ratios]]
     return [*said, f"{bar.relation} {bar.limit:.2f}", "yes" if holds else "**no**"]
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table; all columns but the first stand on the right."""
     first, *others = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [
@@ -167,11 +201,26 @@ def as_json(samples: Sequence[Sample], verdicts: Sequence[Verdict], settings: di
 def update_page(page: Path, samples: Sequence[Sample], text: str) -> None:
     """Write machine, date and tables between the markers of a page."""
     facts = machine()
-    date, cpu, cores = facts.pop("date"), facts.pop("cpu"), facts.pop("cores")
-    versions = ", ".join(f"{name} {number}" for name, number in facts.items())
+    versions = ", ".join(f"{name} {facts[name]}" for name in (*_VERSIONS, *_PACKAGES))
     rounds = max(sample.round for sample in samples)
-    block = f"\n{date}, {cores} cores of {cpu}, medians of {rounds} rounds.\n{versions}.\n\n{text}\n\n"
-    content, count = _BLOCK.subn(lambda _: block, page.read_text())
+    write_block(page, "results", f"{_place(facts)}, medians of {rounds} rounds.\n{versions}.\n\n{text}")
+
+
+def update_scale(page: Path, text: str) -> None:
+    """Write machine, date and the table of many services between markers of their own."""
+    facts = machine()
+    versions = ", ".join(f"{name} {facts[name]}" for name in (*_VERSIONS, "natsweb"))
+    write_block(page, "scale", f"{_place(facts)}; {versions}.\n\n{text}")
+
+
+def _place(facts: dict[str, str]) -> str:
+    return f"{facts['date']}, {facts['cores']} cores of {facts['cpu']}"
+
+
+def write_block(page: Path, name: str, text: str) -> None:
+    """Replace what is between the markers called `name`; raises `ValueError` if the page does not have them once."""
+    block = re.compile(rf"(?<=<!-- {name}: begin -->\n).*?(?=<!-- {name}: end -->)", re.DOTALL)
+    content, count = block.subn(lambda _: f"\n{text}\n\n", page.read_text())
     if count != 1:
-        raise ValueError(f"{page} has not one block between markers")
+        raise ValueError(f"{page} has not one block between the markers called {name}")
     page.write_text(content)

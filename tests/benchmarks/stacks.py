@@ -20,7 +20,20 @@ from typing import NamedTuple
 
 from natsweb.embedded import embedded_server
 
-__all__ = ["CASES", "NATS_SERVER", "PATH", "ROOT", "Case", "Failed", "Stack", "running"]
+__all__ = [
+    "APPS",
+    "CASES",
+    "NATS_SERVER",
+    "PATH",
+    "ROOT",
+    "Case",
+    "Failed",
+    "Stack",
+    "clean_environment",
+    "process",
+    "running",
+    "tail",
+]
 
 ROOT = Path(__file__).parent.parent.parent
 APPS = Path(__file__).parent / "apps"
@@ -40,11 +53,15 @@ class Failed(Exception):
 
 
 class Case(NamedTuple):
-    """What is measured: the arguments that Python gets for each part, and whether a nats-server is one."""
+    """What is measured: the arguments that Python gets for each part, and whether a nats-server is one.
+
+    An `extra` case runs only if it is named.
+    """
 
     about: str
     parts: dict[str, tuple[str, ...]]
     nats: bool = True
+    extra: bool = False
 
 
 class Stack(NamedTuple):
@@ -68,6 +85,11 @@ CASES = {
         "the same with a service of 1,000 routes",
         {"service": ("-m", "natsweb", "run", str(APPS / "thousand.py")), "gateway": GATEWAY},
     ),
+    "natsweb-unnamed": Case(
+        "natsweb with `--no-discovery`",
+        {"service": ("-m", "natsweb", "run", str(ORDERS / "app.py")), "gateway": (*GATEWAY, "--no-discovery")},
+        extra=True,
+    ),
     "fastapi": Case(
         "FastAPI on uvicorn, one process, no NATS",
         {"app": (*UVICORN, *QUIET, "direct:app")},
@@ -84,7 +106,7 @@ CASES = {
 async def running(name: str) -> AsyncIterator[Stack]:
     """Run the processes of a case while the context lasts; it answers correctly when the context begins."""
     case, port, pids = CASES[name], _free_port(), dict[str, int]()
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("NATS", "PYTHON"))}
+    environment = clean_environment()
     environment["PYTHONPATH"] = os.pathsep.join([str(APPS), str(ORDERS), str(ROOT)])
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="natsweb-bench-")))
@@ -96,11 +118,16 @@ async def running(name: str) -> AsyncIterator[Stack]:
         for part, arguments in case.parts.items():
             command = [argument.format(port=port) for argument in arguments]
             log = folder / f"{part}.log"
-            started[log] = await stack.enter_async_context(_process(command, environment, log))
+            started[log] = await stack.enter_async_context(process(command, environment, log))
             pids[part] = started[log].pid
         url = f"http://127.0.0.1:{port}{PATH}"
         await _ready(name, url, started)
         yield Stack(name, url, pids)
+
+
+def clean_environment() -> dict[str, str]:
+    """Return the environment without what changes Python or where NATS is."""
+    return {key: value for key, value in os.environ.items() if not key.startswith(("NATS", "PYTHON"))}
 
 
 def _free_port() -> int:
@@ -115,12 +142,13 @@ def _end_with_parent() -> None:
 
 
 @contextlib.asynccontextmanager
-async def _process(
+async def process(
     command: list[str], environment: dict[str, str], log: Path
 ) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run Python with these arguments while the context lasts; what it says goes to `log`."""
     with log.open("wb") as output:
         # In a session of its own: a Ctrl-C at the terminal is for the harness, which then ends what it started.
-        process = await asyncio.create_subprocess_exec(
+        started = await asyncio.create_subprocess_exec(
             sys.executable,
             *command,
             cwd=ROOT,
@@ -132,9 +160,9 @@ async def _process(
             preexec_fn=_end_with_parent,
         )
     try:
-        yield process
+        yield started
     finally:
-        await _end(process)
+        await _end(started)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
@@ -156,9 +184,9 @@ async def _ready(name: str, url: str, started: dict[Path, asyncio.subprocess.Pro
     while answer != ANSWER:
         for log, process in started.items():
             if process.returncode is not None:
-                raise Failed(f"{name}: the {log.stem} has ended:\n{_tail(log)}")
+                raise Failed(f"{name}: the {log.stem} has ended:\n{tail(log)}")
         if loop.time() > give_up:
-            logs = "\n".join(f"{log.stem}: {_tail(log)}" for log in started)
+            logs = "\n".join(f"{log.stem}: {tail(log)}" for log in started)
             raise Failed(f"{name}: no right answer in {_READY_TIMEOUT:g} s, the last was {answer!r}\n{logs}")
         answer = await asyncio.to_thread(_get, url)
         await asyncio.sleep(0.02)
@@ -174,5 +202,6 @@ def _get(url: str) -> bytes:
         return str(error).encode()
 
 
-def _tail(log: Path) -> str:
+def tail(log: Path) -> str:
+    """Return the last lines of a log."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-15:])

@@ -6,7 +6,8 @@ import sys
 import time
 from pathlib import Path
 
-from .cases import CASES, Scale
+from .case import Scale
+from .cases import CASES
 from .report import summary, to_json, update_page
 from .run import Report, run
 

@@ -13,17 +13,57 @@ import os
 import random
 import re
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from .ledger import End, Outcome
 
-__all__ = ["Load"]
+__all__ = ["Compose", "Load", "Wanted", "get", "post"]
 
 _REST = 0.02
 _HEAD = re.compile(rb"HTTP/1\.1 (\d{3})[ \r]")
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 _CLOSING = re.compile(rb"\r\nconnection: *close\r\n", re.IGNORECASE)
+
+
+class Wanted(NamedTuple):
+    """One request: the method, the path with its query, and a body of JSON, if there is one."""
+
+    method: str
+    target: str
+    body: bytes = b""
+
+    @property
+    def what(self) -> str:
+        """Method and path."""
+        return f"{self.method} {self.target.partition('?')[0]}"
+
+    @property
+    def encoded(self) -> bytes:
+        """The bytes that a client sends."""
+        head = f"{self.method} {self.target} HTTP/1.1\r\nHost: chaos\r\n"
+        if self.body:
+            head += f"Content-Type: application/json\r\nContent-Length: {len(self.body)}\r\n"
+        return f"{head}\r\n".encode() + self.body
+
+
+#: Makes a request of its id and of the seconds that it is to take.
+Compose = Callable[[str, float], Wanted]
+
+
+def get(path: str, id: str, pause: float) -> Wanted:
+    """Return a GET that takes `pause` seconds."""
+    return Wanted("GET", f"{path}?id={id}&pause={pause:.4f}")
+
+
+def post(path: str, id: str, pause: float) -> Wanted:
+    """Return a POST that takes `pause` seconds."""
+    return Wanted("POST", path, json.dumps({"id": id, "pause": round(pause, 4)}).encode())
+
+
+def _work(id: str, pause: float) -> Wanted:
+    return post("/work", id, pause)
 
 
 class _Answer(NamedTuple):
@@ -99,7 +139,8 @@ class _Connection(asyncio.Protocol):
 class Load:
     """`clients` clients that send one request after the other to `url` while the context lasts.
 
-    A request takes the service up to `pause` seconds, and a client waits up to `think` seconds before the next.
+    `compose` makes the requests. A request takes the service up to `pause` seconds, and a client waits up to
+    `think` seconds before the next.
     `patience` is how long it waits for an answer. Without `keep` every request has a connection of its own. With
     `leave` a client ends when its connection is refused.
     On the way out every client finishes the request that it has under way.
@@ -110,6 +151,7 @@ class Load:
         url: str,
         clients: int = 64,
         *,
+        compose: Compose = _work,
         pause: float = 0.04,
         think: float = 0.02,
         patience: float = 15.0,
@@ -119,6 +161,7 @@ class Load:
         address = urlsplit(url)
         self._host, self._port = address.hostname or "", address.port or 80
         self._clients = clients
+        self._compose = compose
         self._pause, self._think, self._patience = pause, think, patience
         self._keep = keep
         self._leave = leave
@@ -141,6 +184,10 @@ class Load:
             for task in self._tasks:
                 task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=kind is not None)
+
+    def no_more(self) -> None:
+        """Let every client end with the request that it has under way."""
+        self._stopping = True
 
     async def all_left(self, timeout: float) -> bool:
         """Wait until every client has left, because its connection was refused; False if they have not in time."""
@@ -181,17 +228,17 @@ class Load:
 
     async def _ask(self, connection: _Connection, id: str) -> Outcome:
         """Send one request and judge its answer."""
-        body = json.dumps({"id": id, "pause": round(random.uniform(0, self._pause), 4)}).encode()
-        head = f"POST /work HTTP/1.1\r\nHost: chaos\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        wanted = self._compose(id, random.uniform(0, self._pause))
         reused = connection.answers > 0
         self.in_flight += 1
         sent = time.monotonic()
         try:
-            answer = await connection.ask(head.encode() + b"\r\n\r\n" + body, self._patience)
+            answer = await connection.ask(wanted.encoded, self._patience)
         finally:
             self.in_flight -= 1
         reason, right = _read(answer, id)
-        return Outcome(id, sent, time.monotonic(), answer.end, answer.status, reason, right, reused, answer.closing)
+        ended, told = time.monotonic(), (answer.end, answer.status, reason)
+        return Outcome(id, sent, ended, *told, right, reused, answer.closing, wanted.what)
 
 
 def _read(answer: _Answer, id: str) -> tuple[str, bool]:

@@ -37,7 +37,7 @@ REFUSALS: dict[int, frozenset[str]] = {
     429: frozenset(),
     431: frozenset(),
     501: frozenset(),
-    503: frozenset({"nats_down", "no_service", "overloaded"}),
+    503: frozenset({"nats_down", "no_service", "overloaded", "service_away"}),
 }
 
 
@@ -45,7 +45,8 @@ class Outcome(NamedTuple):
     """What one client saw of one request.
 
     `reused` tells that the connection had carried an answer before, `closing` that the answer said
-    `Connection: close`, `right` that the body was the one that belongs to the request and the status.
+    `Connection: close`, `right` that the body was the one that belongs to the request and the status, `what` is
+    its method and path.
     """
 
     id: str
@@ -57,6 +58,7 @@ class Outcome(NamedTuple):
     right: bool = True
     reused: bool = False
     closing: bool = False
+    what: str = ""
 
     @property
     def acked(self) -> bool:

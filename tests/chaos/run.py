@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .cases import Case, Findings, Scale
+from .case import Case, Findings, Scale
 from .ledger import Entry, Outcome, Tally, compare
 from .stage import Stage
 

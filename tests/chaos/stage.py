@@ -24,10 +24,11 @@ _STOP = 30.0
 
 
 class Process:
-    """One process: what it has said, whether it is ready, how it ended."""
+    """One process: what it has said, whether it is ready, how it ended; `app` is the service that it runs."""
 
     def __init__(self, name: str, process: asyncio.subprocess.Process, ready: str) -> None:
         self.name = name
+        self.app = ""
         self.facts: dict[str, str] = {}
         self.output: list[str] = []
         self._process = process
@@ -76,6 +77,14 @@ class Process:
         """End it with SIGKILL and return its exit code."""
         return await self._end(signal.SIGKILL)
 
+    def pause(self) -> None:
+        """Let it do nothing, as a handler that blocks the event loop would, until `resume`."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self._process.send_signal(signal.SIGCONT)
+
     async def _end(self, number: signal.Signals) -> int:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
@@ -118,9 +127,16 @@ class Stage:
         command = [find_binary(), "-a", "127.0.0.1", "-p", str(self._port)]
         return await self._start("nats-server", command, "Server is ready")
 
-    async def service(self) -> Process:
-        """Start one more instance of the service."""
-        return await self._natsweb("run", str(Path(__file__).with_name("service.py")))
+    async def service(self, app: str = "svc") -> Process:
+        """Start one more instance of a service; `app` is its name in `service.py`."""
+        process = await self._natsweb("run", f"{Path(__file__).with_name('service.py')}:{app}")
+        process.app = app
+        return process
+
+    @property
+    def apps(self) -> dict[int, str]:
+        """Which service each process is, or was, by process id."""
+        return {process.pid: process.app for process in self._processes if process.app}
 
     async def gateway(self, *arguments: str) -> tuple[Process, str]:
         """Start a gateway, and return it with its URL."""

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from .cases import CASES, Scale
+from .case import Scale
+from .cases import CASES
 from .clients import Load
 from .ledger import Book, Entry, Outcome, compare, read_book
 from .report import summary, update_page

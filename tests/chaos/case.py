@@ -1,0 +1,68 @@
+"""What a case is: a name, a function that plays it on a stage, and what it finds on the way.
+
+It returns what its clients saw. What it finds, figures and broken promises, goes into its `Findings`.
+"""
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from .ledger import Entry, Outcome
+from .stage import Stage
+
+__all__ = ["Case", "Findings", "Judge", "Scale"]
+
+Judge = Callable[[list[Entry]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How large a case is: how often the fault comes, seconds of load before and after it, number of clients."""
+
+    rounds: int
+    seconds: float = 1.0
+    clients: int = 64
+
+
+@dataclass(slots=True)
+class Findings:
+    """What a case finds: `figures` to record, `broken` promises in words, both besides the columns."""
+
+    figures: dict[str, float] = field(default_factory=dict)
+    broken: list[str] = field(default_factory=list)
+    say: Callable[[str], None] = lambda _: None
+
+    def expect(self, holds: object, words: str) -> None:
+        """Enter a broken promise unless it holds."""
+        if not holds:
+            self.broken.append(words)
+
+    def expect_ends(self, outcomes: Iterable[Outcome], allowed: set[str], where: str) -> None:
+        """Enter every kind of end that is not among the allowed ones; a 2xx always is."""
+        odd = Counter(one.label for one in outcomes if not one.acked and one.label not in allowed)
+        for label, count in sorted(odd.items()):
+            self.broken.append(f"{where}: {count} x {label}")
+
+    def worst(self, name: str, value: float) -> None:
+        """Keep the largest of the values that come under a name."""
+        self.figures[name] = round(max(value, self.figures.get(name, 0.0)), 1)
+
+    def add(self, name: str, value: float) -> None:
+        """Add to the value under a name."""
+        self.figures[name] = self.figures.get(name, 0) + value
+
+
+Play = Callable[[Stage, Scale, Findings], Awaitable[tuple[list[Outcome], Judge | None]]]
+
+
+class Case(NamedTuple):
+    """A case: its name, what it does in words, how often by default, and the function that plays it.
+
+    The function returns the outcomes, and a further judge for what only the book can tell, if there is one.
+    """
+
+    name: str
+    words: str
+    rounds: int
+    play: Play
