@@ -13,7 +13,7 @@ from typing import Any
 
 from natsweb.annotations import line_of, name_of, signature_of
 from natsweb.errors import DeclarationError, StartError
-from natsweb.scopes import AppScope, Recipe
+from natsweb.recipes import AppScope, Recipe
 from natsweb.threads import Threads
 
 __all__ = ["Lifespan"]

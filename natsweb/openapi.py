@@ -19,9 +19,9 @@ from natsweb.files import FileResponse
 from natsweb.messages import Response
 from natsweb.params import Body, File, Header
 from natsweb.paths import Template
+from natsweb.recipes import Recipe
 from natsweb.replies import Created, Problem, Reply, body_of, union_parts
 from natsweb.routers import RouteOptions
-from natsweb.scopes import Recipe
 from natsweb.security import Auth
 
 __all__ = ["Described", "document"]

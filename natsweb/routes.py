@@ -14,15 +14,16 @@ from pydantic import PydanticUserError
 
 from natsweb.annotations import Place, name_of, resolve_hints
 from natsweb.counters import Counter
+from natsweb.dependencies import compile_recipe
 from natsweb.errors import DeclarationError
 from natsweb.micro import METHOD, PATH, STREAMS, Endpoint
 from natsweb.middleware import Middleware
 from natsweb.params import Depends
 from natsweb.paths import Template
 from natsweb.plans import check_names
+from natsweb.recipes import Recipe
 from natsweb.replies import ToResponse, compile_reply
 from natsweb.routers import Declared, OnError, RouteOptions
-from natsweb.scopes import Recipe, compile_recipe
 
 __all__ = ["Route"]
 

@@ -21,6 +21,7 @@ from typing_extensions import TypeVar
 
 from natsweb.annotations import line_of, name_of
 from natsweb.counters import Counter
+from natsweb.dependencies import identity_of
 from natsweb.errors import DeclarationError, HandlerFailed, HTTPError, SettingsError
 from natsweb.lifespans import Lifespan
 from natsweb.messages import Call, NotExecuted, Request, Response
@@ -33,7 +34,7 @@ from natsweb.replies import Deferred, problem
 from natsweb.routers import Declared, OnError, Router, caller_line, check_depends
 from natsweb.routes import Route
 from natsweb.routing import Match, Matcher, Options
-from natsweb.scopes import RequestScope, identity_of
+from natsweb.scopes import RequestScope
 from natsweb.security import Scheme, stand_in
 from natsweb.subjects import check_root, minimal_cover
 from natsweb.threads import Threads

@@ -22,6 +22,8 @@ FLOORS = [
     ["plans"],
     ["deadlines", "threads", "forms"],
     ["asgi", "security", "scopes", "files", "bus", "pipes", "catalogue"],
+    ["recipes"],
+    ["dependencies"],
     ["routers", "lifespans", "exchange"],
     ["openapi", "routes"],
     ["service", "natsbus", "embedded"],

@@ -16,6 +16,7 @@ import pytest
 from pydantic import BaseModel
 from typing_extensions import TypedDict
 
+import natsweb.recipes
 import natsweb.scopes
 from natsweb import (
     Auth,
@@ -1523,7 +1524,7 @@ def test_a_form_and_another_body(service):
 @pytest.mark.parametrize("where", ["handler", "dependency"])
 def test_a_form_without_its_library(service, monkeypatch, where):
     """The missing library is named at declaration, with the line that installs it."""
-    monkeypatch.setattr(natsweb.scopes, "has_parser", lambda: False)
+    monkeypatch.setattr("natsweb.dependencies.has_parser", lambda: False)
 
     async def user(name: Annotated[str, Form()]) -> str:
         return name
@@ -1902,5 +1903,5 @@ def test_reprs(service, journal):
     """Handles tell their state."""
     scope = natsweb.scopes.RequestScope(service._threads)
     assert repr(scope) == "<RequestScope: <Background: 0 functions>>"
-    assert repr(natsweb.scopes.AppScope(service._threads)) == "<AppScope: 0 dependencies>"
+    assert repr(natsweb.recipes.AppScope(service._threads)) == "<AppScope: 0 dependencies>"
     assert repr(Depends(waits)) == "Depends(waits)"
