@@ -32,6 +32,7 @@ class Lifespan:
         self._task: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[None] | None = None
         self._ending = asyncio.Event()
+        self._users = 0
         self._step = ""
         self._state: Any = None
         self.scope = AppScope(threads)
@@ -83,9 +84,11 @@ class Lifespan:
             await asyncio.wait([self._ready, self._task], return_when=asyncio.FIRST_COMPLETED)
             if not self.is_running:
                 raise StartError(f"service {self._name} could not start", fix="the first who started it hears why")
+            self._users += 1
             return
         ready = self._ready = asyncio.get_running_loop().create_future()
-        self._ending.clear()
+        self._ending = asyncio.Event()  # of this event loop: a service may be started in one after the other
+        self._users = 1
         self._task = asyncio.create_task(self._live(ready, service, services, recipes), name=f"lifespan {self._name}")
         try:
             done, _ = await asyncio.wait([ready, self._task], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
@@ -120,9 +123,15 @@ class Lifespan:
             await asyncio.get_running_loop().create_future()
 
     async def stop(self) -> None:
-        """Clean up all that `start` has made, the newest first; errors are logged."""
+        """Clean up all that `start` has made, the newest first; errors are logged.
+
+        Started several times, it ends with the last stop.
+        """
         task = self._task
         if task is None:
+            return
+        self._users -= 1
+        if self._users > 0 and not task.done():
             return
         self._ending.set()
         done, _ = await asyncio.wait([task], timeout=_STOP_TIME)

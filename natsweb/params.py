@@ -218,7 +218,7 @@ class Depends:
         if not callable(dependency):
             raise DeclarationError(
                 f"Depends takes a function or a class, not {dependency!r}",
-                fix="write Depends(get_db), without calling it",
+                fix="write Depends(get_db), without calling it; for a security scheme Auth(scheme)",
             )
         if scope not in get_args(Scope):
             raise DeclarationError(

@@ -78,7 +78,9 @@ class _Compiler:
         if annotation is MISSING and not captured:
             raise self._mistake(
                 f"parameter {name!r} has no type",
-                f"annotate it, for example {name}: int for ?{name}=7, or add <{name}> to the path",
+                f"annotate it, for example {name}: int for ?{name}=7, or add <{name}> to the path"
+                if name != "request"
+                else "write request: Request",
             )
         annotation, marker = marker_of(str if annotation is MISSING else annotation, self._place)
         bare = strip(annotation)
@@ -356,7 +358,8 @@ def _check_parameter(name: str, parameter: inspect.Parameter, place: Place) -> N
         raise DeclarationError(
             f"parameter {name!r} has {default!r} as its default",
             where=str(place),
-            fix=f"markers stand in the annotation: {name}: Annotated[..., {marker}(...)] = 7",
+            fix=f"markers stand in the annotation: {name}: Annotated[..., {marker}(...)]"
+            + ("" if issubclass(kind, Depends) else " = 7"),
         )
 
 

@@ -467,5 +467,7 @@ def check_depends(depends: Sequence[Any], where: str) -> None:
     for one in depends:
         if not isinstance(one, Depends) or one.resolve(Any) is None:
             raise DeclarationError(
-                f"{one!r} is no dependency", where=where, fix="write depends=[Depends(require_login)]"
+                f"{one!r} is no dependency",
+                where=where,
+                fix="write depends=[Depends(require_login)], or [Auth(scheme)]",
             )

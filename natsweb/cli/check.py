@@ -97,7 +97,7 @@ def _overlap(info: Any, one: Any) -> dict[str, str]:
         "where": f"{one.pattern} and {one.others}",
         "fix": "gateways send each request to the more specific one; plain NATS clients reach both"
         if not one.is_equal
-        else "keep the route in one of them",
+        else f"gateways send them to {min(info.name, one.other.name)}; keep the route in one of them",
     }
 
 

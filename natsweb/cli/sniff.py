@@ -46,7 +46,7 @@ async def _sniff(root: str, replies: bool, count: int, nats: str | None, context
     stop = Stop()
     stop.install()
     async with connected(nats, context, "sniff") as bus:
-        tap = _Tap(root, count, as_json)
+        tap = _Tap(root, count, replies, as_json)
         for pattern in (root, f"{root}.>"):
             await bus.subscribe(pattern, tap.request)
         if replies:
@@ -64,8 +64,9 @@ async def _sniff(root: str, replies: bool, count: int, nats: str | None, context
 class _Tap:
     """Prints what passes; `done` is set after `count` requests, with their answers."""
 
-    def __init__(self, root: str, count: int, as_json: bool) -> None:
+    def __init__(self, root: str, count: int, replies: bool, as_json: bool) -> None:
         self._root = root
+        self._replies = replies
         self._count = count
         self._as_json = as_json
         self._seen = 0
@@ -100,7 +101,11 @@ class _Tap:
                     *_body(call.body),
                 ],
             )
-        if self._count and self._seen >= self._count:
+        self._end_if_done()
+
+    def _end_if_done(self) -> None:
+        """End when enough has been seen, with the answers if they are wanted."""
+        if self._count and self._seen >= self._count and not (self._replies and self._waiting):
             self.done.set()
 
     def reply(self, message: Any) -> None:
@@ -111,6 +116,7 @@ class _Tap:
         if found is None:
             return
         number, method, since = found
+        asyncio.get_running_loop().call_soon(self._end_if_done)
         ms = (time.perf_counter() - since) * 1000
         try:
             response = decode_response(message.header, message.payload, method=method)

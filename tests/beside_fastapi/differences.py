@@ -205,7 +205,7 @@ def embedded_body(ask: Ask, answer: Answer, got: Answer) -> Answer:
 
 
 def other_content_type(ask: Ask, answer: Answer, got: Answer) -> Answer:
-    """A body of another content type than the route takes, or of none, is 415 with `Accept`, not read as something else."""
+    """A body of another content type, or of none, is 415 with `Accept`, and is not read as something else."""
     media = dict(ask.headers).get("content-type", "").lower()
     if ask.target == "/login" and ask.body and not media.startswith((FORM, "multipart/form-data")):
         detail = f"this route takes a form: send it as multipart/form-data or {FORM}"
