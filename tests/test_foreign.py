@@ -580,3 +580,139 @@ def test_nats_js_answers_http_without_knowing_it(dev, script, session, body, kin
     assert (answer.status_code, answer.headers["content-type"], answer.text) == (200, kind, body)
     assert (seen["subject"], seen["data"]) == ("api.plain.a%2Eb", "")
     assert (seen["headers"]["Nw-Method"], seen["headers"]["Nw-Query"]) == (["GET"], ["q=1"])
+
+
+# ── NATS micro services of another language ──────────────────────────────────────────────────────
+
+#: A client and a service of @nats-io/services, which know of no HTTP but what is in their metadata.
+MICRO = """
+import { connect } from "@nats-io/transport-node";
+import { Svcm } from "@nats-io/services";
+
+const [mode, url, name, subject, metadata, body] = process.argv.slice(2);
+setTimeout(() => process.exit(1), 60_000).unref();
+const nc = await connect({ servers: url, reconnect: false, timeout: 5_000 });
+const micro = new Svcm(nc);
+
+async function all(answers) {
+  const found = [];
+  for await (const one of await answers) found.push(one);
+  return found;
+}
+
+async function look() {
+  const client = micro.client({ strategy: "stall", maxWait: 2_000 });
+  const verbs = { ping: client.ping(), info: client.info(name), stats: client.stats(name) };
+  const said = {};
+  for (const [verb, answers] of Object.entries(verbs)) said[verb] = await all(answers);
+  console.log(JSON.stringify(said));
+  await nc.drain();
+}
+
+async function serve() {
+  const service = await micro.add({ name, version: "3.2.1", description: "not in Python" });
+  const handler = (err, msg) => {
+    if (msg.string() === "fail") msg.respondError(418, "short and stout");
+    else msg.respond(body);
+  };
+  service.addEndpoint("show", { subject, handler, metadata: JSON.parse(metadata) });
+  await nc.flush();
+  console.error("ready");
+  await service.stopped;
+}
+
+await { look, serve }[mode]();
+"""
+
+
+@pytest.fixture(scope="module")
+def micro(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Give the path of a script beside a freshly installed @nats-io/services."""
+    folder = tmp_path_factory.mktemp("micro")
+    package = json.loads((FOREIGN / "package.json").read_text())
+    package["dependencies"]["@nats-io/services"] = "3.0.0-25"
+    (folder / "package.json").write_text(json.dumps(package))
+    (folder / "micro.mjs").write_text(MICRO)
+    quietly = ["--no-audit", "--no-fund", "--no-update-notifier", "--ignore-scripts", "--loglevel=error"]
+    command = ["npm", "install", *quietly, "--fetch-retries=0", "--fetch-timeout=15000"]
+    try:
+        npm = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired:
+        missing("the npm registry")
+    if npm.returncode != 0:
+        if re.search(r"ENOTFOUND|EAI_AGAIN|ECONN|ETIMEDOUT|ENETUNREACH|EHOSTUNREACH|E50[0-9]|network", npm.stderr):
+            missing("the npm registry")
+        pytest.fail(npm.stderr, pytrace=False)
+    return str(folder / "micro.mjs")
+
+
+def natsweb(*arguments: str) -> Any:
+    """Run a command of natsweb to its end, and return the JSON that it prints."""
+    return json.loads(run(sys.executable, "-m", "natsweb", *arguments, "--json"))
+
+
+@pytest.mark.needs("npm", "node")
+def test_nats_js_looks_at_a_service(dev, micro, session):
+    """The micro client of nats.js lists a natsweb service, reads its INFO, and sees its STATS count."""
+    before = json.loads(run("node", micro, "look", dev.nats, "orders"))
+    [ping], [info], [stats] = before["ping"], before["info"], before["stats"]
+    assert (ping["name"], ping["type"]) == ("orders", "io.nats.micro.v1.ping_response")
+    assert ping["id"] == info["id"] == stats["id"]
+    show = {one["name"]: one for one in info["endpoints"]}["show"]
+    assert (show["subject"], show["queue_group"]) == ("api.orders.*", "orders")
+    assert (show["metadata"]["http.method"], show["metadata"]["http.path"]) == ("GET", "/orders/<id>")
+    assert info["type"] == "io.nats.micro.v1.info_response"
+    assert stats["type"] == "io.nats.micro.v1.stats_response"
+    for path in ("/orders/42", "/orders/42", "/orders/999999"):
+        session.get(f"{dev.http}{path}", timeout=PATIENCE)
+    [stats] = json.loads(run("node", micro, "look", dev.nats, "orders"))["stats"]
+    then, now = [{one["name"]: one for one in said["endpoints"]}["show"] for said in (before["stats"][0], stats)]
+    assert now["num_requests"] == then["num_requests"] + 3
+    assert now["num_errors"] == then["num_errors"]
+    assert now["processing_time"] > then["processing_time"]
+    assert now["average_processing_time"] == now["processing_time"] // now["num_requests"]
+    assert set(now["data"]) == {"p50", "p99", "in_flight"}
+
+
+@pytest.mark.needs("npm", "node")
+def test_nats_js_is_a_service_among_ours(dev, micro, session):
+    """A service of nats.js is listed, has its routes, and answers HTTP through a gateway that names it."""
+    metadata = json.dumps({"http.method": "GET,POST", "http.path": "/tea/<kind>"})
+    gateway = [sys.executable, "-m", "natsweb", "gateway", "--root", "js", "--port", "0", "--nats", dev.nats]
+    with talking("node", micro, "serve", dev.nats, "tea", "js.tea.*", metadata, '{"tea": true}') as talk:
+        talk.until("ready")
+        [listed] = natsweb("ls", "tea", "--nats", dev.nats)
+        assert (listed["name"], listed["version"], listed["description"]) == ("tea", "3.2.1", "not in Python")
+        assert {one["name"] for one in natsweb("ls", "--nats", dev.nats)} == {"orders", "tea"}
+        [pinged] = natsweb("ping", "tea", "--nats", dev.nats)
+        assert pinged["id"] == listed["id"]
+        row = {"path": "/tea/<kind>", "subject": "js.tea.*", "service": "tea", "instances": 1}
+        routes = natsweb("routes", "--live", "--root", "js", "--nats", dev.nats)
+        assert routes == [{"method": "GET"} | row, {"method": "POST"} | row]
+        with talking(*gateway, "--known-only", env=environment()) as front:
+            http = front.until(r'.*"http": "(http://[^"]+)".*')[1]
+            answer = session.get(f"{http}/tea/green", timeout=PATIENCE)
+            assert (answer.status_code, answer.headers["content-type"]) == (200, JSON)
+            assert answer.json() == {"tea": True}
+            failed = session.post(f"{http}/tea/green", data="fail", timeout=PATIENCE)
+            assert failed.status_code == 418
+            assert session.get(f"{http}/coffee", timeout=PATIENCE).status_code == 404
+        [stats] = json.loads(run("node", micro, "look", dev.nats, "tea"))["stats"]
+        assert stats["endpoints"][0]["num_requests"] == 2
+
+
+@pytest.mark.needs("npm", "node")
+def test_natsweb_does_not_start_over_a_service_of_nats_js(dev, micro, tmp_path):
+    """A natsweb service whose paths a plain service has would run each request as well: exit code 3."""
+    app = tmp_path / "over.py"
+    app.write_text(
+        "from natsweb import Service\nsvc = Service('over', root='js')\n\n@svc.get('/tea/green')\n"
+        "async def green() -> str: return 'green'\n"
+    )
+    with talking("node", micro, "serve", dev.nats, "tea", "js.tea.*", "{}", "tea") as talk:
+        talk.until("ready")
+        with talking(sys.executable, "-m", "natsweb", "run", str(app), "--nats", dev.nats) as ours:
+            assert ours.end() == 3
+    assert "error: over takes paths of tea, which knows nothing of natsweb, so that both would run each request" in (
+        ours.said
+    )

@@ -1,5 +1,7 @@
 """Path templates: what they parse to, which spellings they refuse, and the way back to a path."""
 
+from pathlib import PurePosixPath
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -114,6 +116,8 @@ def test_path_is_the_inverse_of_matching(segments, tail, drawn):
         ("/orders/<id>", {"id": "a/b.c"}, "/orders/a%2Fb%2Ec"),
         ("/files/<path:rest>", {"rest": ""}, "/files/"),
         ("/files/<path:rest>", {"rest": "a b/c"}, "/files/a%20b/c"),
+        ("/files/<path:rest>", {"rest": PurePosixPath("a/b")}, "/files/a/b"),
+        ("/<id>/<path:rest>", {"id": True, "rest": False}, "/true/false"),
     ],
 )
 def test_paths_from_values(text, values, path):
@@ -129,11 +133,9 @@ def test_paths_from_values(text, values, path):
         ("/<id>", {"id": ".."}, ValueError),
         ("/<id>", {"id": "\ud800"}, ValueError),
         ("/<path:rest>", {"rest": "a/../b"}, ValueError),
-        pytest.param(
-            "/<path:rest>",
-            {"rest": ""},
-            ValueError,
-        ),
+        ("/<path:rest>", {"rest": ""}, ValueError),
+        *[("/<id>", {"id": value}, ValueError) for value in (None, [], [1], (1, 2), {1})],
+        *[("/<path:rest>", {"rest": value}, ValueError) for value in (None, ["a", "b"], ("a",))],
     ],
 )
 def test_values_that_no_path_carries(text, values, error):

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from natsweb.errors import BadPath, SettingsError, SubjectTooLong
 from natsweb.subjects import (
+    ANY,
     MAX_SUBJECT,
+    REST,
     check_root,
     covers,
     decode_token,
@@ -18,10 +20,12 @@ from natsweb.subjects import (
     join,
     matches,
     minimal_cover,
+    overlap,
     path_tokens,
     subject_tokens,
     to_path,
     to_subject,
+    tokens_below,
 )
 
 law = settings(deadline=None, max_examples=300)
@@ -301,3 +305,108 @@ def test_join_is_the_inverse_of_tokens():
     assert join("api", []) == "api"
     assert join("api", ["a", "%", "*"]) == "api.a.%.*"
     assert [is_literal(token) for token in ("a", "%", "*", ">")] == [True, True, False, False]
+
+
+# ── patterns that meet ──
+
+ROOTS = ["a", "b", "a.b", "a.a.b"]
+
+
+def test_overlap_is_a_common_subject():
+    """`overlap` agrees with the intersection of the matched sets on every pair of small patterns."""
+    for one, other in product(PATTERNS, repeat=2):
+        assert overlap(one, other) == bool(MODEL[one] & MODEL[other]), (one, other)
+
+
+tokens = st.lists(st.sampled_from(["a", "b", "%", "%2E", "*"]), min_size=1, max_size=5)
+patterns = st.builds(lambda some, tail: ".".join([*some, *tail]), tokens, st.sampled_from([[], [">"]]))
+
+
+@law
+@given(patterns, patterns, st.randoms(use_true_random=False))
+def test_overlap_is_symmetric_and_as_wide_as_what_it_covers(one, other, random):
+    """Whatever covers a pattern overlaps with it, and with all that it overlaps with; the order never matters."""
+    assert overlap(one, other) == overlap(other, one)
+    assert overlap(one, one)
+    if covers(one, other):
+        assert overlap(one, other)
+    subject = ".".join(random.choice("ab") if token in (ANY, REST) else token for token in one.split("."))
+    if matches(other, subject):
+        assert overlap(one, other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "meet"),
+    [
+        ("api.>", "api", False),
+        ("api.>", "api.a", True),
+        ("api.>", "api.*.*", True),
+        ("api.*", "api.a.b", False),
+        ("api.orders.*", "api.orders.new", True),
+        ("api.*.items", "api.orders.*", True),
+        ("api.orders", "api.Orders", False),
+        (">", "$SYS.a", True),  # NATS hides system subjects by account, not by pattern
+        ("*", "a", True),
+        ("*", "a.b", False),
+        ("*.>", "a", False),
+    ],
+)
+def test_overlap_table(one, other, meet):
+    """The usual pairs of patterns."""
+    assert overlap(one, other) == overlap(other, one) == meet
+
+
+def below(root, pattern):
+    """Return the subjects below a root, less the root, that a pattern matches: by brute force."""
+    return {subject[len(root) :].lstrip(".") for subject in MODEL[pattern] if f"{subject}.".startswith(f"{root}.")}
+
+
+@pytest.mark.parametrize("root", ROOTS)
+def test_tokens_below_is_what_a_pattern_matches_there(root):
+    """What is left of a pattern below a root matches there what the whole pattern matches, less the root itself."""
+    rests = {subject[len(root) + 1 :] for subject in SUBJECTS if subject.startswith(f"{root}.")}
+    for pattern in PATTERNS:
+        found = tokens_below(root, pattern)
+        wanted = below(root, pattern) - {""}
+        if found is None:
+            assert not below(root, pattern), pattern
+        elif found:
+            assert {rest for rest in rests if matches(".".join(found), rest)} == wanted, pattern
+        else:
+            assert not wanted, pattern
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="`api.>` matches api.staging, the root itself of a gateway: tokens_below says only ['>'], one or more",
+)
+@pytest.mark.parametrize("root", ["a.b", "a.a.b"])
+def test_tokens_below_knows_the_root_itself(root):
+    """A pattern that matches the root matches no tokens below it, which a tail does not."""
+    for pattern in PATTERNS:
+        if "" in below(root, pattern):
+            assert tokens_below(root, pattern) != [REST], pattern
+
+
+@pytest.mark.parametrize(
+    ("root", "pattern", "rest"),
+    [
+        ("api", "api", []),
+        ("api", "api.orders.*", ["orders", "*"]),
+        ("api", "api.>", [">"]),
+        ("api", ">", [">"]),
+        ("api", "*", []),
+        ("api", "*.orders", ["orders"]),
+        ("api", "apix.orders", None),
+        ("api", "$SRV.PING", None),
+        ("api.staging", "api.*.orders", ["orders"]),
+        ("api.staging", "api.staging", []),
+        ("api.staging", "api", None),
+        ("api.staging", "api.live.>", None),
+        ("api.staging", "api.>", [">"]),
+        ("api.staging", "*.*.>", [">"]),
+    ],
+)
+def test_tokens_below_table(root, pattern, rest):
+    """What the usual patterns say below the usual roots."""
+    assert tokens_below(root, pattern) == rest
