@@ -117,6 +117,9 @@ class Catalogue:
 
     # ── what is known ──
 
+    def __len__(self) -> int:
+        return len(self._instances)
+
     @property
     def instances(self) -> list[Instance]:
         """All instances that are there, by name, version and id."""
@@ -168,7 +171,7 @@ class Catalogue:
             owner = spot.owners.get(method) or spot.owners.get(_ANY_METHOD)
             if owner is not None:
                 return owner
-            starting = starting or spot.starting.get(method)
+            starting = starting or spot.starting.get(method) or spot.starting.get(_ANY_METHOD)
             away = away or self._away(spot, method)
             if other is None and spot.owners:
                 other = min(spot.owners.values())
@@ -205,14 +208,12 @@ class Catalogue:
         before = self._instances.get(info.id)
         self.knows_natsweb = self.knows_natsweb or info.is_natsweb
         if before is None and state == "down":
-            known = (info.name, info.routes) in self._spots
-            if not known:
-                self._mark(info, state, now)
-            return not known
-        if before is not None and before.state == state and before.info.routes == info.routes:
+            return False
+        if before is not None and before.state == state and _same(before.info, info):
             self._instances[info.id] = before._replace(seen=now)
             return False
-        if before is not None and before.info.routes != info.routes:
+        if before is not None and (before.info.name, before.info.routes) != (info.name, info.routes):
+            del self._instances[info.id]
             self._mark(before.info, "down", now)
         if state == "down":
             self._instances.pop(info.id, None)
@@ -238,8 +239,16 @@ class Catalogue:
         """Let go of routes that nobody has served since `before`: their paths count as never claimed."""
         for key in [key for key, gone in self._gone.items() if gone < before]:
             del self._gone[key]
+            kept = {
+                (id(spot), method)
+                for other, spots in self._spots.items()
+                for spot, methods in (spots if other[0] == key[0] and other != key else ())
+                for method in methods
+            }
             for spot, methods in self._spots.pop(key):
                 for method in methods:
+                    if (id(spot), method) in kept:
+                        continue
                     claims = spot.claims.get(method, {})
                     claim = claims.get(key[0])
                     if claim is not None and not claim.up and not claim.starting:
@@ -293,6 +302,10 @@ class Catalogue:
                 node = node.literals.setdefault(token, _Node())
         node.end = node.end or _Spot(pattern)
         return node.end
+
+
+def _same(one: Info, other: Info) -> bool:
+    return one.name == other.name and one.routes == other.routes
 
 
 def _template(endpoint: Endpoint, tokens: Iterable[str]) -> str:

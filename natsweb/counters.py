@@ -17,6 +17,7 @@ class Counter:
     __slots__ = ("_buckets", "errors", "last_error", "requests", "spent", "started")
 
     def __init__(self) -> None:
+        self.started = self.requests = 0
         self.reset()
 
     def __repr__(self) -> str:
@@ -24,7 +25,7 @@ class Counter:
 
     def reset(self) -> None:
         """Begin again at zero."""
-        self.started = 0
+        self.started = self.in_flight  # what is under way goes on
         self.requests = 0
         self.errors = 0
         self.spent = 0

@@ -252,17 +252,19 @@ def overlaps(info: Info, others: Iterable[Info]) -> list[Overlap]:
     """Return where a service's patterns meet those of other services; another version of itself is none."""
     found: dict[tuple[str, str, str], Overlap] = {}
     for other in others:
-        if other.name == info.name:
+        if other.name == info.name and other.is_natsweb == info.is_natsweb:
             continue
         for mine in info.endpoints:
             for its in other.endpoints:
                 apart = mine.methods and its.methods and not set(mine.methods) & set(its.methods)
-                if (apart and other.is_natsweb) or not overlap(mine.subject, its.subject):
+                if (apart and other.is_natsweb and info.is_natsweb) or not overlap(mine.subject, its.subject):
                     continue
                 equal = mine.subject == its.subject and bool(set(mine.methods) & set(its.methods))
                 key = (mine.subject, its.subject, other.name)
                 if key not in found or equal:
-                    found[key] = Overlap(mine.subject, other, its.subject, not other.is_natsweb, equal)
+                    found[key] = Overlap(
+                        mine.subject, other, its.subject, not (other.is_natsweb and info.is_natsweb), equal
+                    )
     return list(found.values())
 
 
@@ -297,6 +299,7 @@ class Directory:
         self._arrived = asyncio.Event()
         self._suspected: dict[str, float] = {}
         self._looked = float("-inf")
+        self._answered = False
         self._missed: dict[str, int] = {}
         self.id = os.urandom(11).hex()
         self.is_ready = False
@@ -340,6 +343,7 @@ class Directory:
 
     def _take_info(self, message: Message) -> None:
         self._arrived.set()
+        self._answered = True
         if is_no_responders(message.header):
             return
         info = parse_info(message.payload)
@@ -359,7 +363,7 @@ class Directory:
                 self._bus.publish(message.reply, b'{"type":"io.natsweb.v1.noted","id":"%b"}' % self.id.encode())
 
     def _put(self, info: Info, state: State) -> None:
-        if len(self.catalogue.instances) >= _MAX_INSTANCES and self.catalogue.instance(info.id) is None:
+        if len(self.catalogue) >= _MAX_INSTANCES and self.catalogue.instance(info.id) is None:
             logger.error("more than %d instances; %s %s is not taken in", _MAX_INSTANCES, info.name, info.id)
             return
         if self.catalogue.put(info, state, self._loop.time()):
@@ -371,6 +375,7 @@ class Directory:
     async def _ask(self) -> None:
         """Ask all services, and wait until no more answers come."""
         self._arrived.clear()
+        self._answered = False
         try:
             self._bus.publish(f"{PREFIX}.{INFO}", b"", reply=self._inbox)
         except HTTPError:
@@ -399,7 +404,9 @@ class Directory:
             self._expire(now)
 
     def _expire(self, asked: float) -> None:
-        """Drop instances that have not answered twice in a row."""
+        """Drop instances that have not answered twice in a row; silence of all is no answer at all."""
+        if not self._answered:
+            return
         for one in self.catalogue.instances:
             if one.seen >= asked:
                 continue

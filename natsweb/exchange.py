@@ -130,7 +130,7 @@ class Flight(Asked):
 
     __slots__ = ("_attempt", "_deadline", "_done", "_exchange", "_timer", "body", "incoming", "sent_to")
 
-    #: When the whole of it is due: set by the first try, as `due` is by each.
+    #: When the whole of it is due, in the event loop's time: set by the first try, or by waiting for one.
     _deadline: float
 
     def __init__(self, exchange: "Exchange", incoming: Incoming, body: bytes, done: Done) -> None:
@@ -142,6 +142,7 @@ class Flight(Asked):
         self._exchange = exchange
         self._done: Done | None = done
         self._attempt = 0
+        self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
@@ -150,7 +151,10 @@ class Flight(Asked):
     def send(self) -> None:
         """Try once (more)."""
         exchange, incoming = self._exchange, self.incoming
-        left = exchange.timeout if self._attempt == 0 else self._deadline - exchange.loop.time()
+        if self._timer is not None:  # of a wait that something else has ended
+            self._timer.cancel()
+            self._timer = None
+        left = exchange.timeout if self._deadline == 0.0 else self._deadline - exchange.loop.time()
         if left <= 0:
             self.finish(TimeUp(f"no answer within {exchange.timeout:g} s"))
             return
@@ -166,7 +170,6 @@ class Flight(Asked):
             exchange.wait_for_start(self) if owner.is_starting else exchange.away(self)
             return
         self._attempt += 1
-        self._timer = None
         header = head.encode(int(left * 1000), int(time.time() * 1000))
         try:
             exchange.bus.carry(self, incoming.subject, self.body, header, left)
@@ -175,7 +178,7 @@ class Flight(Asked):
         except HTTPError as error:
             self.finish(error)
         else:
-            if self._attempt == 1:
+            if self._deadline == 0.0:
                 self._deadline = self.due
 
     def settle(self, outcome: Reply | HTTPError) -> None:
@@ -229,7 +232,7 @@ class Flight(Asked):
     def wait(self, seconds: float, then: Callable[[], None]) -> None:
         """Call `then` after `seconds`, or at the deadline, unless something else happens first."""
         loop = self._exchange.loop
-        if self._attempt == 0:
+        if self._deadline == 0.0:
             self._deadline = loop.time() + self._exchange.timeout
         self._timer = loop.call_at(min(loop.time() + seconds, self._deadline), then)
 

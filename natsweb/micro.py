@@ -8,6 +8,7 @@ JSON only: no bus, no clock.
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
@@ -125,10 +126,10 @@ class Info(_Document):
         """Whether it knows of `Nw-Service`, and stands aside for others."""
         return bool((self.metadata or {}).get(WIRE))
 
-    @property
+    @cached_property
     def routes(self) -> str:
-        """A hash of its endpoints: equal for instances with the same routes."""
-        return (self.metadata or {}).get(ROUTES) or routes_hash(self.endpoints)
+        """A hash of its endpoints: equal for instances with the same routes, whatever they say."""
+        return routes_hash(self.endpoints)
 
     @property
     def state(self) -> State:

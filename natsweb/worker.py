@@ -190,6 +190,8 @@ class Worker:
                 job.due = math.inf  # what follows the answer has its own deadlines
                 await job.call.after.close()
         finally:
+            if job.call.counter is not None:  # its route was found when it had been answered already
+                job.call.counter.abandon()
             self._jobs.discard(job)
             job.task = None  # no cycle stays behind for the garbage collector
             if self._idle is not None and not self._jobs:
@@ -211,6 +213,7 @@ class Worker:
         job.answered = True
         counter = job.call.counter
         if counter is not None:
+            job.call.counter = None
             counter.finish(time.perf_counter_ns() - job.started, response.status)
         if not job.reply:
             return

@@ -355,7 +355,6 @@ def test_another_instance_that_starts_changes_nothing():
     assert found.was_there(["x"])
 
 
-@pytest.mark.xfail(strict=True, reason="_search looks for a starting service by the method only, not by '*'")
 def test_starting_without_http():
     """A service whose endpoints say no method is waited for as well."""
     assert owner(catalogue(info("s", "api.x"), state="starting"), "GET x") == "s?"
@@ -546,7 +545,6 @@ def test_another_services_id():
     assert (owner(found, "GET x"), owner(found, "GET y")) == ("orders", None)
 
 
-@pytest.mark.xfail(strict=True, reason="put() compares routes and not names: the claims of the id that was there stay")
 def test_another_services_id_and_routes_leave_no_ghost():
     """A "down" with another's id and the hash of its routes does not leave a claim that nobody can drop."""
     found = catalogue(info("orders", "GET api.x", id="1"))
@@ -554,7 +552,6 @@ def test_another_services_id_and_routes_leave_no_ghost():
     assert found.named("orders") or owner(found, "GET x") is None
 
 
-@pytest.mark.xfail(strict=True, reason="Info.routes believes the hash that a service says, and claims are kept by it")
 def test_a_hash_that_lies():
     """Who says a service's name and hash before it does not take its routes away."""
     found = catalogue(
@@ -564,7 +561,6 @@ def test_a_hash_that_lies():
     assert ROUTES == "natsweb.routes"
 
 
-@pytest.mark.xfail(strict=True, reason="forget() deletes a claim that another version's routes still stand on")
 def test_forgetting_one_version_leaves_the_other_whole():
     """Two versions gone at different times share a route; when the first is forgotten, the second may come back."""
     one, two = info("s", "GET api.x", id="1"), info("s", "GET api.x", "GET api.y", id="2")
@@ -577,7 +573,6 @@ def test_forgetting_one_version_leaves_the_other_whole():
     assert owner(found, "GET x") == "s"
 
 
-@pytest.mark.xfail(strict=True, reason="put() marks the old routes down while the instance still has them")
 def test_routes_that_an_instance_gives_up_are_forgotten():
     """A plain service may add endpoints while it runs; what it had before is forgotten in its time."""
     found = catalogue(info("s", "GET api.x"), info("s", "GET api.y"))

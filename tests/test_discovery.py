@@ -373,7 +373,6 @@ async def test_middleware_that_asks_twice_counts_once(bus, root, start):
     assert (one.num_requests, one.num_errors, one.data["in_flight"]) == (1, 1, 0)
 
 
-@pytest.mark.xfail(strict=True, reason="a route that is found after the 504 is counted as started and never finished")
 async def test_middleware_that_goes_on_after_the_deadline(bus, root, start, until):
     """A request that reaches its handler after its answer is not in flight for good."""
     svc, reached = Service("stubborn"), asyncio.Event()
@@ -815,7 +814,6 @@ async def test_more_instances_than_it_takes(bus, look, monkeypatch, caplog):
     assert "more than" in caplog.text
 
 
-@pytest.mark.xfail(strict=True, reason='"down" of an instance that was never there makes claims, without bound')
 async def test_who_was_never_there_is_not_remembered(bus, root, look):
     """Taking leave without having come makes no claims: they would grow without bound."""
     directory = await look()
@@ -828,7 +826,6 @@ async def test_who_was_never_there_is_not_remembered(bus, root, look):
     assert len(directory.catalogue._spots) == before
 
 
-@pytest.mark.xfail(strict=True, reason="_put sorts all instances for each announcement: the loop stands still")
 async def test_thousands_of_instances_are_taken_in_quickly(root):
     """A large cluster does not hold up requests: 4,000 announcements take a fraction of a second of the loop."""
     directory = Directory(MemoryBus(), root)
@@ -1068,7 +1065,6 @@ async def test_a_service_that_gives_up_starting(bus, root, gateway, start, until
     assert not caller.exchange._flights
 
 
-@pytest.mark.xfail(strict=True, reason="turn() sends what waits and leaves its timer: it ends a request under way")
 async def test_a_slow_answer_after_a_wait(bus, root, gateway, until):
     """A request that has waited for a start has its whole time for the answer, not what was left of the wait."""
     svc = Service("thoughtful")
@@ -1089,7 +1085,6 @@ async def test_a_slow_answer_after_a_wait(bus, root, gateway, until):
     assert (response.status, response.body) == (200, b"done")
 
 
-@pytest.mark.xfail(strict=True, reason="resume() sends what is held and leaves its timer: it ends a request under way")
 async def test_a_slow_answer_after_a_restart(bus, root, gateway, until):
     """A request that was held while `natsweb dev` restarted a service has its whole time, too."""
     caller = await gateway()
@@ -1111,7 +1106,6 @@ async def test_a_slow_answer_after_a_restart(bus, root, gateway, until):
     assert (response.status, response.body) == (200, b"done")
 
 
-@pytest.mark.xfail(strict=True, reason="send() takes the whole timeout for a first try, however long it has waited")
 async def test_waiting_for_a_start_is_part_of_the_deadline(bus, root, gateway, until):
     """What was spent on waiting is not given to the request again."""
     caller = await gateway(timeout=0.5)
@@ -1341,7 +1335,6 @@ async def test_a_gateway_that_may_not_look(tmp_path, caplog):
     assert "no catalogue of services" in caplog.text
 
 
-@pytest.mark.xfail(strict=True, reason="unanswered polls drop everybody, and a service that is away is not asked")
 async def test_a_gateway_that_may_listen_and_not_ask(tmp_path, until):
     """Without permission to ask, services that only announce themselves go on being served."""
     async with with_permissions(tmp_path, "all", "listener") as (other, bus), Gateway("perm", bus=bus) as gateway:

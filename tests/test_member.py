@@ -344,7 +344,6 @@ async def test_a_plain_service_with_other_methods_is_refused(bus, root):
         await running(bus, service(), root)
 
 
-@pytest.mark.xfail(strict=True, reason="overlaps() passes over everything of the same name, plain or not")
 async def test_a_plain_service_of_the_same_name_is_refused(bus, root):
     """A plain service of the same name in a queue group of its own would run each request as well."""
     await plain(bus, f"{root}.x", name="orders", queue_group="q", metadata={METHOD: "GET"})

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from natsweb.cli.lifecycle import ContextOption, JsonOption, NatsOption, connected, run_until_done
-from natsweb.errors import SettingsError, phrase
+from natsweb.errors import HTTPError, NatsRefused, SettingsError, phrase
+from natsweb.subjects import check_root
 
 __all__ = ["command"]
 
@@ -38,6 +39,7 @@ def command(
 
     A body of JSON gets its content type, unless -H says another. Exits with 1 for a status from 400 on.
     """
+    check_root(root)
     body = _read(data)
     fields = _fields(header or [], body)
     if curl:
@@ -105,12 +107,17 @@ async def _call(
     async with connected(nats, context, "call") as bus:
         exchange = Exchange(bus, root, timeout=timeout)
         directory = Directory(bus, root)
-        await directory.start()
-        exchange.directory = directory
+        try:
+            await directory.start()
+            exchange.directory = directory
+        except (HTTPError, NatsRefused):
+            pass  # a user that may not ask who is there asks whoever listens, as a gateway does
         try:
             lines = exchange.encode_fields([(name.encode("latin-1"), text.encode("latin-1")) for name, text in fields])
         except UnicodeEncodeError:
             raise SettingsError("a header has characters outside latin-1", fix="percent-encode them") from None
+        except HTTPError as error:
+            raise SettingsError(f"the headers cannot be sent: {error.detail}", fix="write -H 'name: value'") from None
         incoming = Incoming(method, target.encode(), query.encode(), lines)
         response = await exchange.forward(incoming, body)
         await directory.stop()

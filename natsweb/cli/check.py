@@ -78,10 +78,21 @@ async def _look(
                 if pair not in seen:
                     seen.add(pair)
                     findings.append(_overlap(info, one))
-        for below in sorted(filter(None, roots)):
+        for below in sorted(one for one in roots if one is not None and _is_root(one)):
             if (hidden := await _somebody_listens_to_all(bus, below)) is not None:
                 findings.append(hidden)
     return 0
+
+
+def _is_root(root: str) -> bool:
+    """Tell whether what somebody says is a root can be one."""
+    from natsweb.errors import SettingsError
+    from natsweb.subjects import check_root
+
+    try:
+        return bool(check_root(root))
+    except SettingsError:
+        return False
 
 
 def _overlap(info: Any, one: Any) -> dict[str, str]:
@@ -89,7 +100,8 @@ def _overlap(info: Any, one: Any) -> dict[str, str]:
     if one.is_plain:
         return {
             "what": f"{both} would both run a request",
-            "where": f"{one.pattern} and {one.others}; {one.other.name} knows nothing of natsweb",
+            "where": f"{one.pattern} and {one.others}; {info.name if one.other.is_natsweb else one.other.name} "
+            "knows nothing of natsweb",
             "fix": "change the paths or the root of one of them",
         }
     return {

@@ -10,7 +10,7 @@ import typer
 
 from natsweb.errors import Mistake
 
-__all__ = ["print_mistake", "print_ready", "set_up_logging", "table"]
+__all__ = ["print_mistake", "print_ready", "printable", "set_up_logging", "table"]
 
 
 def print_mistake(mistake: Mistake) -> None:
@@ -34,9 +34,14 @@ def print_ready(title: str, facts: dict[str, Any]) -> None:
     typer.echo("  stop with Ctrl-C", err=True)
 
 
+def printable(text: str) -> str:
+    """Return text without what would move a terminal's cursor: others may have written it."""
+    return "".join(char if char.isprintable() else "\ufffd" for char in text)
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Return lines with the columns aligned."""
-    everything = [list(head), *[list(row) for row in rows]]
+    everything = [list(head), *[[printable(cell) for cell in row] for row in rows]]
     widths = [max(len(row[column]) for row in everything) for column in range(len(head))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in everything

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from natsweb.cli.console import printable
 from natsweb.cli.lifecycle import ContextOption, JsonOption, NatsOption, Stop, connected, run_until_done
 from natsweb.errors import HTTPError, phrase
 
@@ -145,7 +146,8 @@ class _Tap:
             typer.echo(json.dumps(facts))
             return
         shown = lines or [f"{name}: {value}" for name, value in facts.items()]
-        typer.echo("\n".join([*shown, ""]))
+        body = shown[-1:] if len(shown) > 1 and shown[-2] == "" else []
+        typer.echo("\n".join([*map(printable, shown[: len(shown) - len(body)]), *body, ""]))
 
 
 def _shown(headers: Any) -> list[tuple[str, str]]:
