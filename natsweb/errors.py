@@ -1,7 +1,7 @@
 """Everything that can go wrong, as one tree of exceptions that know their HTTP status.
 
     NatswebError
-    ├── BadCredentials             what a security scheme's `verify` raises; a 401
+    ├── BadCredentials             what a security scheme's `verify` raises
     ├── HTTPError                  an answer: status, reason, detail; becomes problem+json
     │   ├── BadPath            400     ├── NoService             404
     │   ├── BadRequest         400     ├── TimeUp                504
