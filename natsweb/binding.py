@@ -9,7 +9,6 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl
 
 from pydantic import ValidationError
 
@@ -17,8 +16,8 @@ from natsweb.annotations import (
     Validate,
 )
 from natsweb.errors import FieldError, InvalidInput, UnsupportedMedia
-from natsweb.messages import Call, Request
-from natsweb.params import Depends, Marker, UploadFile
+from natsweb.messages import Call, Request, parse_query
+from natsweb.params import Depends, Marker, UploadFile, field_errors
 
 __all__ = ["MISSING", "BodySlot", "FormItems", "ModelSlot", "Need", "Parameter", "Plan", "TextSlot"]
 
@@ -160,16 +159,9 @@ class Plan:
             try:
                 values[name] = validate(params[name])
             except ValidationError as error:
-                errors += _field_errors(["path", name], error)
+                errors += field_errors(["path", name], error)
         if self.query:
-            given: dict[str, list[str]] = {}
-            if call.query:
-                for name, text in parse_qsl(call.query, keep_blank_values=True):
-                    if name in given:
-                        given[name].append(text)
-                    else:
-                        given[name] = [text]
-            _bind_texts("query", self.query, given, values, errors)
+            _bind_texts("query", self.query, parse_query(call.query), values, errors)
         for source, texts, models in self.texts:
             found = _SOURCES[source](call)
             _bind_texts(source, texts, found, values, errors)
@@ -203,7 +195,7 @@ def _bind_texts(
         try:
             values[name] = validate(texts if many else texts[which])
         except ValidationError as error:
-            errors += _field_errors([source, key], error)
+            errors += field_errors([source, key], error)
 
 
 def _bind_models(
@@ -227,7 +219,7 @@ def _bind_models(
             values[slot.name] = slot.validate(data)
         except ValidationError as error:
             spelled: dict[str | int, str] = {name: key for key, name, _, _ in slot.fields}
-            for one in _field_errors([source], error):
+            for one in field_errors([source], error):
                 one["loc"][1:2] = [spelled.get(name, name) for name in one["loc"][1:2]]
                 errors.append(one)
 
@@ -247,7 +239,7 @@ def _bind_body(slot: BodySlot, call: Call | Request, values: dict[str, Any], err
     try:
         value = slot.read(call.body)
     except ValidationError as error:
-        errors += _field_errors(["body"], error)
+        errors += field_errors(["body"], error)
     except UnicodeDecodeError:
         errors.append({"loc": ["body"], "msg": "the text is not UTF-8", "type": "string_unicode"})
     else:
@@ -262,13 +254,6 @@ def _fits(media: bytes, wanted: str) -> bool:
     return kind == wanted or (wanted == "application/json" and kind.endswith("+json"))
 
 
-def _query_of(call: Call | Request) -> dict[str, list[str]]:
-    given: dict[str, list[str]] = {}
-    for name, value in parse_qsl(call.query, keep_blank_values=True):
-        given.setdefault(name, []).append(value)
-    return given
-
-
 def _headers_of(call: Call | Request) -> dict[str, list[str]]:
     given: dict[str, list[str]] = {}
     for name, value in call.headers:
@@ -281,7 +266,7 @@ def _cookies_of(call: Call | Request) -> dict[str, list[str]]:
 
 
 _SOURCES: dict[str, Callable[[Call | Request], dict[str, list[str]]]] = {
-    "query": _query_of,
+    "query": lambda call: parse_query(call.query),
     "header": _headers_of,
     "cookie": _cookies_of,
 }
@@ -298,8 +283,3 @@ def _grouped(form: FormItems) -> dict[str, list[str | UploadFile]]:
 
 def _missing(*loc: str) -> FieldError:
     return {"loc": list(loc), "msg": "Field required", "type": "missing"}
-
-
-def _field_errors(loc: list[str | int], error: ValidationError) -> list[FieldError]:
-    details = error.errors(include_url=False, include_context=False, include_input=False)
-    return [{"loc": [*loc, *one["loc"]], "msg": one["msg"], "type": one["type"]} for one in details]

@@ -137,7 +137,6 @@ class Presence:
     ) -> None:
         self._bus = bus
         self._reply_prefixes = reply_prefixes
-        self._service = service
         self._endpoints = service.endpoints(root)
         self._subscriptions: list[Subscription] = []
         self._started = datetime.datetime.now(datetime.UTC)
@@ -383,7 +382,7 @@ class Directory:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1.0):
                 await self._arrived.wait()
-                while self.catalogue.instances:
+                while len(self.catalogue):
                     self._arrived.clear()
                     async with asyncio.timeout(_QUIET):
                         await self._arrived.wait()

@@ -30,6 +30,7 @@ __all__ = [
     "Response",
     "cookie_line",
     "forgetting",
+    "parse_query",
     "quote_query",
 ]
 
@@ -44,6 +45,17 @@ def quote_query(query: str | bytes) -> str:
         if text.isprintable() and " " not in text:
             return text
     return quote(query, safe=punctuation)
+
+
+def parse_query(query: str) -> dict[str, list[str]]:
+    """Return a query string, decoded: every name with its values in order."""
+    given: dict[str, list[str]] = {}
+    for name, value in parse_qsl(query, keep_blank_values=True) if query else ():
+        if name in given:
+            given[name].append(value)
+        else:
+            given[name] = [value]
+    return given
 
 
 def cookies_of(headers: Headers) -> dict[str, str]:
@@ -278,10 +290,7 @@ class Request(BaseModel):
     @property
     def query_params(self) -> dict[str, list[str]]:
         """The query string, decoded: every name with its values in order."""
-        params: dict[str, list[str]] = {}
-        for name, value in parse_qsl(self.query, keep_blank_values=True):
-            params.setdefault(name, []).append(value)
-        return params
+        return parse_query(self.query)
 
     @property
     def cookies(self) -> dict[str, str]:

@@ -25,7 +25,7 @@ from pydantic_core import CoreSchema, PydanticUndefined, core_schema
 from starlette.datastructures import UploadFile as StarletteUploadFile
 from typing_extensions import TypedDict, Unpack
 
-from natsweb.errors import DeclarationError, InvalidInput
+from natsweb.errors import DeclarationError, FieldError, InvalidInput
 
 __all__ = [
     "Body",
@@ -41,6 +41,7 @@ __all__ = [
     "Query",
     "Scope",
     "UploadFile",
+    "field_errors",
 ]
 
 M = TypeVar("M", bound=BaseModel)
@@ -260,6 +261,12 @@ class UploadFile(StarletteUploadFile):
         return value
 
 
+def field_errors(loc: list[str | int], error: ValidationError) -> list[FieldError]:
+    """Return what pydantic refuses below `loc`, without sending the input back."""
+    details = error.errors(include_url=False, include_context=False, include_input=False)
+    return [{"loc": [*loc, *one["loc"]], "msg": one["msg"], "type": one["type"]} for one in details]
+
+
 # ── PATCH ────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -291,11 +298,7 @@ class Partial(Generic[M]):
             now = {name: getattr(value, name) for name in self._model.model_fields}
             whole_model(self._model).__pydantic_validator__.validate_python(now | self.changes, by_name=True)
         except ValidationError as error:
-            found = error.errors(include_url=False, include_context=False, include_input=False)
-            raise InvalidInput(
-                "the request does not fit what is there",
-                errors=[{"loc": ["body", *one["loc"]], "msg": one["msg"], "type": one["type"]} for one in found],
-            ) from None
+            raise InvalidInput("the request does not fit what is there", errors=field_errors(["body"], error)) from None
         return value.model_copy(update=self.changes)
 
     def __contains__(self, name: object) -> bool:

@@ -34,6 +34,7 @@ __all__ = [
     "get",
     "head",
     "options",
+    "parse_template",
     "patch",
     "post",
     "put",
@@ -298,7 +299,7 @@ class _Mark:
         where = Place(self.line, f'{self.decorator}("{self.path}")', signature)
         _check_function(function, where)
         _check_options(self.methods, self.options, where)
-        template = _parse(self.path or "/", str(where))
+        template = parse_template(self.path or "/", str(where))
         return Declared(self.path, self.methods, function, where, self.frames, self.options, tuple(template.names))
 
 
@@ -400,7 +401,8 @@ def _upper(methods: Iterable[str]) -> tuple[str, ...]:
     return tuple(method.upper() for method in ([methods] if isinstance(methods, str) else methods))
 
 
-def _parse(path: str, where: str) -> Template:
+def parse_template(path: str, where: str) -> Template:
+    """Return a path template; raises `DeclarationError` that says where it stands."""
     try:
         return Template.parse(path)
     except DeclarationError as error:
@@ -415,7 +417,7 @@ def _check_prefix(prefix: str, where: str) -> None:
             fix=f"write {'/' + prefix.strip('/')!r}" if prefix.strip("/") else "leave it out for '/'",
         )
     if prefix:
-        _parse(prefix, where)
+        parse_template(prefix, where)
 
 
 def _check_path(mark: _Mark, prefix: str) -> None:

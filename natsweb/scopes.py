@@ -18,7 +18,7 @@ from typing import Any, ParamSpec
 from natsweb.messages import After
 from natsweb.threads import Threads
 
-__all__ = ["Background", "Bounded", "RequestScope"]
+__all__ = ["Background", "Bounded", "RequestScope", "unless_cancelled"]
 
 P = ParamSpec("P")
 
@@ -58,11 +58,11 @@ class Background:
                 else:
                     await threads.run(work)
             except BaseException as error:
-                _unless_cancelled(error)
+                unless_cancelled(error)
                 logger.exception("background work failed: %s", getattr(work.func, "__qualname__", work.func))
 
 
-def _unless_cancelled(error: BaseException) -> None:
+def unless_cancelled(error: BaseException) -> None:
     """Raise `error` if it is the cancellation of this very task: nothing else may end a process, or go unlogged."""
     task = asyncio.current_task()
     if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
@@ -108,7 +108,7 @@ class RequestScope:
                 await self.stack.__aexit__(type(error), error, error.__traceback__)
         except BaseException as raised:
             if raised is not error:
-                _unless_cancelled(raised)
+                unless_cancelled(raised)
                 logger.exception("a dependency's cleanup failed")
 
 

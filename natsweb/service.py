@@ -6,7 +6,6 @@ on the spot, so that middleware sees it like any other. The service knows no NAT
 that the worker, a test or an ASGI door needs.
 """
 
-import asyncio
 import contextlib
 import functools
 import importlib
@@ -29,12 +28,11 @@ from natsweb.micro import ROOT, ROUTES, WIRE, Endpoint, routes_hash
 from natsweb.middleware import Middleware, pass_through
 from natsweb.openapi import document
 from natsweb.params import Depends
-from natsweb.paths import Template
 from natsweb.replies import Deferred, problem
-from natsweb.routers import Declared, OnError, Router, caller_line, check_depends
+from natsweb.routers import Declared, OnError, Router, caller_line, check_depends, parse_template
 from natsweb.routes import Route
 from natsweb.routing import Match, Matcher, Options
-from natsweb.scopes import RequestScope
+from natsweb.scopes import RequestScope, unless_cancelled
 from natsweb.security import Scheme, stand_in
 from natsweb.subjects import check_root, minimal_cover
 from natsweb.threads import Threads
@@ -97,7 +95,7 @@ class Service(Router, Generic[S]):
             self.root = check_root(root)
         except SettingsError as error:
             raise DeclarationError(error.what, where=caller_line(2), fix=error.fix) from None
-        self._compiled = False
+        self._compiled = False  # before middleware is added, which asks for it
         check_depends(depends, caller_line(2))
         super().__init__(tags=tags, depends=depends, middleware=middleware)
         self.name = name
@@ -106,7 +104,6 @@ class Service(Router, Generic[S]):
         self.description = description
         self.start_timeout = start_timeout
         self._matcher: Matcher[Route] = Matcher()
-        self._compiled = False
         self._overrides: dict[Any, Callable[..., Any]] = {}
         self._threads = Threads(threads or min(32, 5 * (os.cpu_count() or 1)), name)
         self._lifespan = Lifespan(name, self._threads)
@@ -134,10 +131,7 @@ class Service(Router, Generic[S]):
     def _declare(self, declared: Declared) -> None:
         super()._declare(declared)
         declared = self._declared[-1]
-        try:
-            template = Template.parse(declared.path)
-        except DeclarationError as error:
-            raise DeclarationError(error.what, where=str(declared.where), fix=error.fix) from None
+        template = parse_template(declared.path, str(declared.where))
         route = Route(template, declared, inspect.iscoroutinefunction(declared.function))
         try:
             route.compile(self._overrides, (Service,))
@@ -429,9 +423,7 @@ class Service(Router, Generic[S]):
 
         `route` is None for an error of routing or of the service's own middleware.
         """
-        task = asyncio.current_task()
-        if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
-            raise error
+        unless_cancelled(error)
         executed = route is not None or not isinstance(error, HTTPError) or not error.retry
         handlers = self.error_handlers if route is None or route.on_error is None else route.on_error
         try:

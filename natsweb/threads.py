@@ -64,10 +64,7 @@ class Threads:
 
 async def aside(call: Callable[[], Any]) -> Any:
     """Return what `call` returns in one of the event loop's own threads, or what that awaits to."""
-    value, error = await asyncio.to_thread(_outcome, call)
-    if error is not None:
-        raise error
-    return await value if inspect.isawaitable(value) else value
+    return await _unpacked(*await asyncio.to_thread(_outcome, call))
 
 
 class InThread:
@@ -119,6 +116,11 @@ async def _run_in(
         if not running.cancel() and wait:
             await asyncio.wait([work])
         raise
+    return await _unpacked(value, error)
+
+
+async def _unpacked(value: Any, error: BaseException | None) -> Any:
+    """Raise what a call has raised, or return what it has returned, awaited where it can be."""
     if error is not None:
         raise error
     return await value if inspect.isawaitable(value) else value
