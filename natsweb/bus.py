@@ -8,15 +8,17 @@ holds it equal to a real server. This module knows no HTTP and no nats-py.
 
 import asyncio
 import logging
+import math
 import os
 import random
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import ClassVar, NamedTuple, Protocol, TypeAlias
 
+from natsweb.beats import Pulse
 from natsweb.deadlines import Deadlines, Timed
 from natsweb.errors import Disconnected, HTTPError, NatsDown, NoService, TimeUp, TooLarge
-from natsweb.subjects import ANY, matches
-from natsweb.wire import is_no_responders
+from natsweb.subjects import ANY, REPLY_PREFIXES, matches
+from natsweb.wire import CANCEL, is_no_responders, is_opening
 
 __all__ = [
     "Answer",
@@ -33,6 +35,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger("natsweb.bus")
+
+_PREFIXES = tuple([prefix.encode() for prefix in REPLY_PREFIXES])
 
 
 class Message(NamedTuple):
@@ -65,12 +69,22 @@ class Asked(Timed):
 
     __slots__ = ("reply", "timeout")
 
+    #: Whether it wants messages that themselves have a reply subject: more will come, and it stays. Else the first
+    #: message is the outcome.
+    hears: ClassVar[bool] = False
+    #: Whether it stays in any case, until it is dropped: all messages go to `hear`.
+    stays: ClassVar[bool] = False
+
     # The reply subject, and the seconds that were left: the bus sets both.
     reply: bytes
     timeout: float
 
     def settle(self, outcome: Reply | HTTPError) -> None:
         """Take the one outcome: a reply, or why there is none."""
+        raise NotImplementedError
+
+    def hear(self, reply: bytes, header: bytes | None, payload: bytes) -> None:
+        """Take one of several messages; `reply` is empty if it has none."""
         raise NotImplementedError
 
 
@@ -126,6 +140,25 @@ class Bus(Protocol):
     def drop(self, asked: Asked) -> None:
         """Forget a request that `carry` has sent, if it is still under way: a later reply goes nowhere."""
 
+    def open(self, asked: Asked) -> None:
+        """Give a subject of ours to one that `stays`: `asked.reply`. It has no deadline, and ends with `drop`."""
+
+    def post(self, subject: bytes, payload: bytes, header: bytes | None = None, reply: bytes = b"") -> None:
+        """Send a message, as `publish` does, for one who has bytes."""
+
+    @property
+    def pulse(self) -> Pulse:
+        """Who tells whether other processes are alive."""
+        ...
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether more than is good waits to be sent: streams wait for `relieved` then."""
+        ...
+
+    async def relieved(self) -> None:
+        """Wait until there is room again; returns at once without a connection."""
+
     async def subscribe(self, subject: str, receive: Receive, *, queue: str = "") -> Subscription:
         """Receive what is sent on `subject` (with wildcards); with `queue`, one member of that group gets each."""
         ...
@@ -177,18 +210,25 @@ class _Called(Asked):
             self._answer(Message(self.reply.decode("latin-1"), "", *outcome))
 
 
+#: Sends subject, payload, header block and reply subject.
+Post = Callable[[bytes, bytes, bytes | None, bytes], None]
+
+
 class Inbox:
     """The requests of one connection that wait for a reply, below one unguessable subject.
 
     A token is `<counter>-<64 random bits>`: a service that has seen one can guess no other (WIRE.md, who may
-    be answered). Random bits are drawn in bulk from the system.
+    be answered). Random bits are drawn in bulk from the system. `post` sends what the inbox itself has to say.
     """
 
-    def __init__(self, prefix: str = "_INBOX") -> None:
+    def __init__(self, post: Post, prefix: str = "_INBOX") -> None:
         self._prefix = prefix
+        self._own = f"{prefix}.".encode("latin-1")
         self.subject = self.fresh()
         self._replies = _reply_subjects(f"{self.subject}.".encode("latin-1"))
         self._pending: dict[bytes, Asked] = {}  # by reply subject
+        self.pulse = Pulse(self.subject.encode("latin-1"), lambda subject, reply: post(subject, b"", None, reply))
+        self._post = post
         self._deadlines = Deadlines(self._pending.values, self._time_up)
         self.unclaimed = 0
 
@@ -212,6 +252,12 @@ class Inbox:
         self._pending[reply] = asked
         return reply
 
+    def open_for_good(self, asked: Asked) -> None:
+        """Wait for any number of messages."""
+        asked.reply = reply = next(self._replies)
+        asked.due = math.inf
+        self._pending[reply] = asked
+
     def _time_up(self, asked: Asked) -> None:
         self.settle(asked.reply, TimeUp(f"no answer within {asked.timeout:g} s"))
 
@@ -221,17 +267,35 @@ class Inbox:
 
     def receive(self, message: Message) -> None:
         """Take a message on the inbox: see `take`."""
-        self.take(message.subject.encode("latin-1"), b"", message.header, message.payload)
+        reply = message.reply.encode("latin-1")
+        self.take(message.subject.encode("latin-1"), reply, message.header, message.payload)
 
-    def take(self, subject: bytes, _: bytes, header: bytes | None, payload: bytes) -> None:
+    def take(self, subject: bytes, reply: bytes, header: bytes | None, payload: bytes) -> None:
         """Take a message on the inbox in raw parts; one that nobody waits for is counted and dropped."""
-        asked = self._pending.pop(subject, None)
+        asked = self._pending.get(subject)
         if asked is None:
-            self.unclaimed += 1
-        elif not payload and is_no_responders(header):
+            self._unclaimed(subject, reply, header)
+            return
+        if asked.stays or (reply and asked.hears):
+            asked.hear(reply, header, payload)
+            return
+        del self._pending[subject]
+        if not payload and is_no_responders(header):
             asked.settle(NoService("no service listens on this path"))
         else:
             asked.settle((header, payload))
+
+    def _unclaimed(self, subject: bytes, reply: bytes, header: bytes | None) -> None:
+        """Take a message that nobody waits for; who offers to work, or to stream, is told to stop."""
+        if subject == self.pulse.subject:
+            self.pulse.hear(reply, header)
+            return
+        self.unclaimed += 1
+        if reply.startswith((self._own, *_PREFIXES)) and is_opening(header):
+            try:
+                self._post(reply, b"", CANCEL, b"")
+            except HTTPError:
+                logger.debug("there is no connection to NATS to say that an answer has come too late")
 
     def settle(self, reply: bytes, error: HTTPError) -> None:
         """End the request of `reply` with `error`, unless it has its outcome."""
@@ -252,6 +316,7 @@ class Inbox:
     def close(self) -> None:
         """Disarm the deadlines; `fail_all` comes first."""
         self._deadlines.close()
+        self.pulse.close()
 
 
 def _reply_subjects(start: bytes) -> Iterator[bytes]:
@@ -268,6 +333,27 @@ class Asking:
     """How every bus asks, given how it publishes: the reply comes to the inbox."""
 
     _inbox: Inbox
+
+    @property
+    def pulse(self) -> Pulse:
+        """Who tells whether other processes are alive."""
+        return self._inbox.pulse
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether more than is good waits to be sent: see `Bus.is_congested`."""
+        return False
+
+    async def relieved(self) -> None:
+        """Wait until there is room again: see `Bus.relieved`."""
+
+    def open(self, asked: Asked) -> None:
+        """Give a subject of ours to one that stays: see `Bus.open`."""
+        self._inbox.open_for_good(asked)
+
+    def post(self, subject: bytes, payload: bytes, header: bytes | None = None, reply: bytes = b"") -> None:
+        """Send a message: see `Bus.post`."""
+        self.publish(subject.decode("latin-1"), payload, header=header, reply=reply.decode("latin-1"))
 
     def new_inbox(self) -> str:
         """Return a subject for many replies: see `Bus.new_inbox`."""
@@ -324,7 +410,7 @@ class MemoryBus(Asking):
         self.max_payload = max_payload
         self.reconnected_at = float("-inf")
         self._subscriptions: set[_MemorySubscription] = set()
-        self._inbox = Inbox()
+        self._inbox = Inbox(self.post)
         self._closed = False
         inbox = _MemorySubscription(self, self._inbox.pattern, "", self._inbox.receive)
         self._subscriptions.add(inbox)

@@ -53,6 +53,7 @@ class FastBus(NatsBus):
         self._out_bytes = 0
         self._scheduled = False
         self._waiter: asyncio.Task[None] | None = None
+        self._relief: asyncio.Future[None] | None = None
         self._loop = asyncio.get_running_loop()
 
     def publish(self, subject: str, payload: bytes, *, header: bytes | None = None, reply: str = "") -> None:
@@ -67,6 +68,26 @@ class FastBus(NatsBus):
         except HTTPError:
             self._inbox.drop(asked)
             raise
+
+    def post(self, subject: bytes, payload: bytes, header: bytes | None = None, reply: bytes = b"") -> None:
+        """Send a message: see `Bus.post`."""
+        self._send(subject, reply, header, payload)
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether more waits to be sent than the socket takes at once: see `Bus.is_congested`."""
+        return self._out_bytes > _HIGH_WATER
+
+    async def relieved(self) -> None:
+        """Wait until the socket has taken what waits: see `Bus.relieved`."""
+        while self._out_bytes > _HIGH_WATER and self.is_connected:
+            self._relief = self._relief or self._loop.create_future()
+            await asyncio.wait([self._relief])
+
+    def _relieve(self) -> None:
+        relief, self._relief = self._relief, None
+        if relief is not None and not relief.done():
+            relief.set_result(None)
 
     def _send(self, subject: bytes, reply: bytes, header: bytes | None, payload: bytes) -> None:
         client = self._client
@@ -105,6 +126,7 @@ class FastBus(NatsBus):
             out, self._out = self._out, []
             self._out_bytes = 0
             transport.write(out[0] if len(out) == 1 else b"".join(out))
+            self._relieve()
             return
         sent = 0
         while sent < len(self._out) and transport.get_write_buffer_size() <= _HIGH_WATER:
@@ -112,6 +134,8 @@ class FastBus(NatsBus):
             self._out_bytes -= len(self._out[sent])
             sent += 1
         del self._out[:sent]
+        if self._out_bytes <= _HIGH_WATER:
+            self._relieve()
         if self._out and (self._waiter is None or self._waiter.done()):
             self._waiter = asyncio.create_task(self._write_later(writer), name="natsweb bus writer")
 
@@ -130,6 +154,7 @@ class FastBus(NatsBus):
 
     def _take_back(self) -> list[bytes]:
         out, self._out, self._out_bytes = self._out, [], 0
+        self._relieve()
         return [words[2] for frame in out if len(words := frame.split(b" ", 3)) == 4]
 
     async def _subscribe(self, client: RawClient, subscription: LinkSubscription) -> None:

@@ -64,7 +64,7 @@ class NatsBus(Asking):
         self._name = name
         self._client = RawClient()
         self._subscriptions: list[LinkSubscription] = []
-        self._inbox = Inbox(settings.inbox_prefix)
+        self._inbox = Inbox(self.post, settings.inbox_prefix)
         self._up = False
         self._closing = False
         self._rebuilder: asyncio.Task[None] | None = None

@@ -24,6 +24,7 @@ __all__ = ["PublicBus"]
 logger = logging.getLogger("natsweb.nats")
 
 _MAX_UNSENT = 64 * 1024 * 1024
+_HIGH_WATER = 1024 * 1024
 
 
 class _Latin1(str):
@@ -87,6 +88,16 @@ class PublicBus(NatsBus):
             raise Overloaded("the connection to NATS is congested")
         self._unsent_bytes += size
         self._put(functools.partial(self._publish, self._client, size, subject, payload, reply, lines))
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether more than is good waits to be sent: see `Bus.is_congested`."""
+        return self._unsent_bytes > _HIGH_WATER
+
+    async def relieved(self) -> None:
+        """Wait until nearly all has been handed over: see `Bus.relieved`."""
+        while self._unsent_bytes > _HIGH_WATER and self.is_connected:
+            await asyncio.sleep(0.001)
 
     async def _publish(self, client: RawClient, size: int, *message: Any) -> None:
         self._unsent_bytes -= size
