@@ -10,11 +10,13 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from natsweb.errors import HTTPError as HTTPError
+    from natsweb.feeds import Event as Event
     from natsweb.files import FileResponse as FileResponse
     from natsweb.gateway import Gateway as Gateway
     from natsweb.headers import Headers as Headers
     from natsweb.messages import Request as Request
     from natsweb.messages import Response as Response
+    from natsweb.messages import StreamingResponse as StreamingResponse
     from natsweb.middleware import Handler as Handler
     from natsweb.middleware import Middleware as Middleware
     from natsweb.params import Body as Body
@@ -62,6 +64,7 @@ _HOMES = {
     "Created": "replies",
     "Credentials": "security",
     "Depends": "params",
+    "Event": "feeds",
     "File": "params",
     "FileResponse": "files",
     "Form": "params",
@@ -81,6 +84,7 @@ _HOMES = {
     "Response": "messages",
     "Router": "routers",
     "Service": "service",
+    "StreamingResponse": "messages",
     "UploadFile": "params",
     "delete": "routers",
     "get": "routers",
@@ -105,6 +109,7 @@ __all__ = [
     "Created",
     "Credentials",
     "Depends",
+    "Event",
     "File",
     "FileResponse",
     "Form",
@@ -124,6 +129,7 @@ __all__ = [
     "Response",
     "Router",
     "Service",
+    "StreamingResponse",
     "UploadFile",
     "__version__",
     "delete",

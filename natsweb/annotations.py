@@ -34,6 +34,8 @@ from natsweb.errors import DeclarationError
 from natsweb.params import Partial, UploadFile
 
 __all__ = [
+    "ASYNC_ITERATORS",
+    "ITERATORS",
     "Place",
     "Validate",
     "adapter_of",
@@ -43,6 +45,7 @@ __all__ = [
     "is_list",
     "is_object",
     "is_upload",
+    "items_of",
     "line_of",
     "name_of",
     "own_name",
@@ -216,7 +219,15 @@ def choices_of(annotation: Any) -> dict[str, Any]:
     return found | {text.lower(): value for text, value in found.items() if isinstance(value, bool)}
 
 
-_YIELDS = (AsyncIterator, AsyncGenerator, AsyncIterable, Iterator, Generator, Iterable)
+#: What functions that yield say that they return.
+ASYNC_ITERATORS = (AsyncIterator, AsyncGenerator, AsyncIterable)
+ITERATORS = (Iterator, Generator, Iterable)
+
+
+def items_of(annotation: Any, kinds: Sequence[Any]) -> tuple[Any, ...]:
+    """Return the type of the items of an iterator that is one of `kinds`, as the only one in a tuple; else nothing."""
+    bare = strip(annotation)
+    return (next(iter(get_args(bare)), Any),) if (get_origin(bare) or bare) in kinds else ()
 
 
 def produced_by(function: Callable[..., Any], returns: Any, *, yields: bool) -> Any:
@@ -224,7 +235,7 @@ def produced_by(function: Callable[..., Any], returns: Any, *, yields: bool) -> 
     if isinstance(function, type):
         return function
     if yields:
-        return next(iter(get_args(returns)), Any) if get_origin(returns) in _YIELDS else Any
+        return next(iter(get_args(returns)), Any) if get_origin(returns) in (*ASYNC_ITERATORS, *ITERATORS) else Any
     return returns
 
 

@@ -6,7 +6,7 @@ refused fields of a request are reported together. No I/O, no `async`: `scopes` 
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -90,7 +90,8 @@ class BodySlot(NamedTuple):
 class Plan:
     """How one function's arguments come out of a request.
 
-    `given` are (parameter, type) of what the service itself hands over, `needs` its dependencies, `returns` is the
+    `given` are (parameter, type) of what the service itself hands over, `AsyncIterator` for the body as it comes,
+    `needs` its dependencies, `returns` is the
     return annotation, `parameters` describes the inputs for documents.
     """
 
@@ -128,6 +129,11 @@ class Plan:
         texts = tuple([(source, texts, known(source, models)) for source, texts, models in self.texts])
         form = None if self.form is None else (self.form[0], known("form", self.form[1]))
         return replace(self, texts=texts, form=form)
+
+    @property
+    def takes_stream(self) -> bool:
+        """Whether a parameter is the body as it comes."""
+        return any(kind is AsyncIterator for _, kind in self.given)
 
     @property
     def is_plain(self) -> bool:

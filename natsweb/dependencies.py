@@ -4,7 +4,7 @@ Cycles, types that do not fit, scopes that end too early and unknown types are r
 them. Knows signatures and markers; it calls nothing.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from types import UnionType
 from typing import Any, NamedTuple, Protocol, Union, get_origin
@@ -46,6 +46,11 @@ class Needs(Protocol):
         """Types of parameters that the service hands over."""
         ...
 
+    @property
+    def stream(self) -> bool:
+        """Whether the route says that it takes its body as it comes."""
+        ...
+
 
 def compile_recipe(
     function: Callable[..., Any],
@@ -70,17 +75,18 @@ def compile_recipe(
     steps, moved = _callers_first(compiler.steps)
     plans = [plan, *[step.plan for step in steps]]
     _check_bodies(plans, place)
+    _check_streams(plans, needs.stream, place)
     taken = [found for step in steps if (found := getattr(step.call, "takes", None)) is not None]
     plan = plan.beside(plans, taken)
     steps = [replace(step, plan=step.plan.beside(plans, taken)) for step in steps]
-    takes_form = plan.form is not None or any(step.plan.form is not None for step in compiler.steps)
-    if takes_form and not has_parser():
+    recipe = Recipe(plan, tuple(steps), tuple([(name, moved[index]) for name, index in indexes.items()]))
+    if recipe.takes_form and not has_parser():
         raise DeclarationError(
             "this route takes a form, and the library that reads forms is not installed",
             where=str(place),
             fix='pip install "natsweb[forms]"',
         )
-    return Recipe(plan, tuple(steps), tuple([(name, moved[index]) for name, index in indexes.items()]))
+    return recipe
 
 
 def _callers_first(steps: Sequence[Step]) -> tuple[list[Step], dict[int, int]]:
@@ -105,6 +111,25 @@ def _check_bodies(plans: Sequence[Plan], place: Place) -> None:
             f"{of_body[0].name!r} wants a JSON body and {of_form[0].name!r} a form",
             where=str(place),
             fix="a request has one body, also for dependencies: take all of it from the form, or from JSON",
+        )
+
+
+def _check_streams(plans: Sequence[Plan], said: bool, place: Place) -> None:
+    """Raise `DeclarationError` if the body is wanted as it comes, and whole or once more as well."""
+    takers = [name for plan in plans for name, kind in plan.given if kind is AsyncIterator]
+    whole = [one for plan in plans for one in plan.parameters if one.source in ("body", "form")]
+    if len(takers) > 1:
+        raise DeclarationError(
+            f"{takers[0]!r} and {takers[1]!r} both take the body as it comes, which is read once",
+            where=str(place),
+            fix="read it in one place, also with dependencies, and hand on what was read",
+        )
+    if whole and (takers or said):
+        taker = repr(takers[0]) if takers else "stream=True"
+        raise DeclarationError(
+            f"{taker} takes the body as it comes, and {whole[0].name!r} wants it as a {whole[0].source}",
+            where=str(place),
+            fix="take all of it from one of them, also with dependencies",
         )
 
 
@@ -211,7 +236,7 @@ class _Graph:
                     chain,
                 )
         of_request = [one.name for one in plan.parameters] + [
-            one for one, kind in plan.given if kind in (Request, Call, Background)
+            one for one, kind in plan.given if kind in (Request, Call, Background, AsyncIterator)
         ]
         if scope == "app" and of_request:
             raise self._mistake(

@@ -2,17 +2,20 @@
 
     NatswebError
     ├── BadCredentials             what a security scheme's `verify` raises
+    ├── WebSocketClosed            a WebSocket has ended: code and reason
     ├── HTTPError                  an answer: status, reason, detail; becomes problem+json
-    │   ├── BadPath            400     ├── NoService             404
-    │   ├── BadRequest         400     ├── TimeUp                504
-    │   ├── NoRoute            404     ├── Disconnected          502
-    │   ├── MethodNotAllowed   405     ├── BadReply              502
-    │   ├── TooLarge           413     ├── NatsDown              503
-    │   ├── SubjectTooLong     414     ├── Overloaded            503
-    │   ├── UnsupportedMedia   415     ├── Stopping              503
-    │   ├── InvalidInput       422     ├── HandlerFailed         500
-    │   ├── HeadersTooLarge    431     ├── ReplyTooLarge         500
-    │   └── UnknownVersion     505
+    │   ├── BadPath            400     ├── HandlerFailed         500
+    │   ├── BadRequest         400     ├── ReplyTooLarge         500
+    │   ├── NoRoute            404     ├── BadReply              502
+    │   ├── NoService          404     ├── Disconnected          502
+    │   ├── MethodNotAllowed   405     ├── NatsDown              503
+    │   ├── NotAcceptable      406     ├── Overloaded            503
+    │   ├── TooLarge           413     ├── Stopping              503
+    │   ├── SubjectTooLong     414     ├── TimeUp                504
+    │   ├── UnsupportedMedia   415     └── UnknownVersion        505
+    │   ├── InvalidInput       422
+    │   ├── UpgradeRequired    426
+    │   └── HeadersTooLarge    431
     └── Mistake                    a person has to mend something: what, where, what to do
         ├── DeclarationError           in a service's code
         ├── SettingsError              in flags, environment or files
@@ -49,6 +52,7 @@ __all__ = [
     "NatswebError",
     "NoRoute",
     "NoService",
+    "NotAcceptable",
     "Overloaded",
     "ReplyTooLarge",
     "SettingsError",
@@ -59,6 +63,8 @@ __all__ = [
     "TooLarge",
     "UnknownVersion",
     "UnsupportedMedia",
+    "UpgradeRequired",
+    "WebSocketClosed",
 ]
 
 
@@ -68,6 +74,18 @@ class NatswebError(Exception):
 
 class BadCredentials(NatswebError):
     """Credentials are not valid: raise it in a scheme's `verify`; the caller gets a 401 with this text."""
+
+
+class WebSocketClosed(NatswebError):
+    """A WebSocket has ended, with the code and reason of whoever closed it (RFC 6455 section 7.4); 1006 is a loss."""
+
+    def __init__(self, code: int = 1000, reason: str = "") -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.reason}".rstrip()
 
 
 # ── answers ──────────────────────────────────────────────────────────────────────────────────────
@@ -179,6 +197,12 @@ class MethodNotAllowed(_Fixed):
         super().__init__(detail, headers={"allow": ", ".join(allow)})
 
 
+class NotAcceptable(_Fixed):
+    """The answer comes in a shape that the caller does not take."""
+
+    fixed_status, default_reason = 406, "not_acceptable"
+
+
 class TooLarge(_Fixed):
     """The request body is over the limit."""
 
@@ -201,6 +225,12 @@ class InvalidInput(_Fixed):
     """A path value, query parameter or body does not fit its type; `errors` says which and why."""
 
     fixed_status, default_reason = 422, "invalid_input"
+
+
+class UpgradeRequired(_Fixed):
+    """The path is that of a WebSocket, and the request does not ask for one."""
+
+    fixed_status, default_reason = 426, "upgrade_required"
 
 
 class HeadersTooLarge(_Fixed):

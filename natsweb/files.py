@@ -1,29 +1,33 @@
 """Files as answers, with everything that HTTP knows about them: ETag, Last-Modified, ranges, conditions.
 
-starlette's `FileResponse` answers; here its messages become one `Response`. Knows requests and files.
+starlette's `FileResponse` answers, and runs as any other ASGI app: up to 64 KiB are one plain `Response`, more is
+streamed, so that memory does not grow with the file. Knows requests and files.
 """
 
 import asyncio
 import os
 import stat
-from collections.abc import MutableMapping
 from pathlib import Path
-from typing import Any
 
 from starlette.datastructures import Headers as StarletteHeaders
 from starlette.responses import FileResponse as StarletteFileResponse
 from starlette.responses import Response as StarletteResponse
 from starlette.staticfiles import NotModifiedResponse, StaticFiles
 
-from natsweb.errors import HTTPError, ReplyTooLarge
+from natsweb.asgi.conversation import Conversation
+from natsweb.asgi.http import Http
+from natsweb.asgi.scope import http_scope
+from natsweb.errors import HTTPError
 from natsweb.headers import Headers, HeaderSource
-from natsweb.messages import Call, Request, Response
+from natsweb.messages import Call, Pieces, Request, Response
 from natsweb.replies import Deferred
 
 __all__ = ["FileResponse"]
 
 _conditions = StaticFiles(check_dir=False)
-_LARGEST = 64 * 1024 * 1024  # as large as NATS lets a message be
+_running: set[Conversation] = set()  # each leaves it when its file is closed
+_GRACE = 5.0
+_AT_ONCE = 64 * 1024  # as much as starlette sends at once
 
 
 class FileResponse(Deferred):
@@ -54,18 +58,11 @@ class FileResponse(Deferred):
         return f"FileResponse({str(self.path)!r})"
 
     async def render(self, call: Call | Request) -> Response:
-        """Return the response: the file, a part of it, or 304.
+        """Return the response: the file, a part of it, or 304; raises `HTTPError` 404 for what is no file.
 
-        Raises `HTTPError` 404 for what is no file, `ReplyTooLarge` for more than 64 MiB.
+        Whoever gets a streamed one reads it to its end or closes its `pieces`.
         """
         path, status = await asyncio.to_thread(self._find)
-        fields = call.headers.fields
-        ranges = call.headers.get("range")
-        if ranges is not None and (call.method != "GET" or not ranges.lower().lstrip().startswith("bytes")):
-            fields = [field for field in fields if field[0] != b"range"]  # RFC 9110 section 14.2: to be ignored
-        tags = call.headers.getlist("if-none-match")
-        rest = [field for field in fields if field[0] != b"if-none-match"]
-        asked = StarletteHeaders(raw=[*rest, (b"if-none-match", ", ".join(tags).encode("latin-1"))] if tags else fields)
         response: StarletteResponse = StarletteFileResponse(
             path,
             headers={name: self.headers[name] for name, _ in self.headers},
@@ -73,9 +70,9 @@ class FileResponse(Deferred):
             filename=self.filename,
             stat_result=status,
         )
-        if call.method in ("GET", "HEAD") and _conditions.is_not_modified(response.headers, asked):
+        if _is_not_modified(response, call):
             response = NotModifiedResponse(response.headers)
-        found = await _collect(response, call.method, fields)
+        found = await _run(response, call)
         several = [name for name, _ in self.headers if len(self.headers.getlist(name)) > 1 and name in found.headers]
         again = Headers([(name, value) for name, value in self.headers if name in several])
         return found.model_copy(update={"headers": found.headers.without(*several) + again}) if several else found
@@ -97,31 +94,48 @@ class FileResponse(Deferred):
         return path, status
 
 
-async def _collect(response: StarletteResponse, method: str, fields: list[tuple[bytes, bytes]]) -> Response:
-    """Run an answer of starlette's and return it as one value."""
-    scope = {"type": "http", "method": method, "headers": fields, "asgi": {"version": "3.0", "spec_version": "2.4"}}
-    head: list[tuple[int, Headers]] = []
-    body = bytearray()
+def _without_ranges(call: Call | Request) -> list[tuple[bytes, bytes]]:
+    """Return the header fields without a `Range` that is to be ignored (RFC 9110 section 14.2)."""
+    ranges = call.headers.get("range")
+    if ranges is None or (call.method == "GET" and ranges.lower().lstrip().startswith("bytes")):
+        return call.headers.fields
+    return [field for field in call.headers.fields if field[0] != b"range"]
 
-    async def receive() -> MutableMapping[str, Any]:
-        return {"type": "http.disconnect"}
 
-    async def send(message: MutableMapping[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            headers = Headers([(name.decode("latin-1"), value.decode("latin-1")) for name, value in message["headers"]])
-            if method != "HEAD" and int(headers.get("content-length") or 0) > _LARGEST:
-                raise ReplyTooLarge("the file is larger than a NATS message can be; ask for a range of it")
-            head.append((message["status"], headers))
-        else:
-            body.extend(message.get("body", b""))
+def _is_not_modified(response: StarletteResponse, call: Call | Request) -> bool:
+    """Tell whether the caller has the file already; several `If-None-Match` count as one."""
+    fields = call.headers.fields
+    tags = call.headers.getlist("if-none-match")
+    if tags:
+        rest = [field for field in fields if field[0] != b"if-none-match"]
+        fields = [*rest, (b"if-none-match", ", ".join(tags).encode("latin-1"))]
+    asked = StarletteHeaders(raw=fields)
+    return call.method in ("GET", "HEAD") and _conditions.is_not_modified(response.headers, asked)
 
-    await response(scope, receive, send)
-    [(status, headers)] = head
-    if status >= 400:
+
+async def _run(response: StarletteResponse, call: Call | Request) -> Response:
+    """Run an answer of starlette's, which is an ASGI app."""
+    scope = {**http_scope(call, "", {}), "headers": _without_ranges(call)}
+    run = Http(response, scope, call, _running, grace=_GRACE)
+    found = await run.respond()
+    if found.pieces is not None and int(found.headers["content-length"]) <= _AT_ONCE:  # several ranges
+        found = await _collected(found, found.pieces)
+    if found.pieces is None:
+        await run.ended()  # it only has to close the file
+    if found.status >= 400:
         raise HTTPError(
-            status,
+            found.status,
             "the Range of the request cannot be served from this file",
             reason="bad_range",
-            headers=dict(headers.without("content-type", "content-length")),
+            headers=dict(found.headers.without("content-type", "content-length")),
         )
-    return Response(status=status, headers=headers, body=bytes(body))
+    return found
+
+
+async def _collected(response: Response, pieces: Pieces) -> Response:
+    """Return a streamed response as a plain one."""
+    try:
+        body = b"".join([piece async for piece in pieces.source])
+    finally:
+        await pieces.close()
+    return Response.trusted(response.status, response.headers, body)

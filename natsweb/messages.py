@@ -6,28 +6,42 @@ somebody asks for the model; it has the same attribute names. This module knows 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from string import punctuation
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self
 from urllib.parse import parse_qsl, quote
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from starlette.requests import cookie_parser
 from typing_extensions import TypedDict, Unpack
 
-from natsweb.errors import BadPath
+from natsweb.errors import BadPath, TooLarge
 from natsweb.headers import Headers, HeaderSource
 from natsweb.subjects import decode_token, path_tokens, to_path
 
 __all__ = [
     "After",
     "Call",
+    "Channel",
     "CookieAttributes",
     "Counts",
     "NotExecuted",
+    "Pieces",
     "Request",
     "Response",
+    "Socket",
+    "StreamingResponse",
     "cookie_line",
     "forgetting",
     "parse_query",
@@ -136,21 +150,72 @@ class Counts(Protocol):
         ...
 
 
+class Socket(Protocol):
+    """A WebSocket as whoever carries it offers it: whole messages, text or bytes."""
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether the upgrade has been answered with 101."""
+        ...
+
+    @property
+    def subprotocols(self) -> list[str]:
+        """What the client offers."""
+        ...
+
+    async def accept(self, subprotocol: str | None = None, headers: HeaderSource = ()) -> None:
+        """Answer the upgrade."""
+
+    async def receive(self) -> str | bytes:
+        """Return the next message; raises `WebSocketClosed`."""
+        ...
+
+    async def send(self, data: str | bytes) -> None:
+        """Send a message, when the other side has room for it; raises `WebSocketClosed`."""
+
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        """Say goodbye (RFC 6455 section 7.4)."""
+
+
+class Channel(Protocol):
+    """What stands behind a request while it is under way: the rest of its body, its time, its WebSocket."""
+
+    #: Whether the handler runs to its end even if nobody waits for it any more.
+    finishes: bool
+
+    @property
+    def socket(self) -> Socket | None:
+        """The WebSocket, if that is what the request asks for."""
+        ...
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """Give the rest of the body as it comes, once; raises `Disconnected` if it is cut off."""
+        ...
+
+    def extend(self, seconds: float) -> None:
+        """Have the answer due `seconds` from now, here and at the caller."""
+
+
 class Call:
     """A request as it came off the wire: attribute for attribute a `Request`, unvalidated and cheap.
 
     `tokens` are the canonical subject tokens of the path, `headers` field lines that are well-formed,
-    `timeout` the seconds left until the answer is due, `sent` the sender's clock in unix ms or None. Whoever made the
-    call counts it in `counter`, which is its route's, and closes `after` when the last byte of the reply has gone.
+    `timeout` the seconds left until the answer is due, `sent` the sender's clock in unix ms or None. With `more`,
+    `body` is the first part of it and the rest comes through `channel`. `window` is how many bytes of a streamed
+    answer the caller takes at first, 0 if it takes one message only; `upgrade` tells that it asks for a WebSocket.
+    Whoever made the call counts it in `counter`, which is its route's, and closes `after` when the last byte of the
+    reply has gone.
     """
 
     __slots__ = (
         "after",
         "body",
+        "channel",
         "client",
         "counter",
         "headers",
         "method",
+        "more",
         "params",
         "query",
         "root_path",
@@ -159,6 +224,8 @@ class Call:
         "service",
         "timeout",
         "tokens",
+        "upgrade",
+        "window",
     )
 
     def __init__(
@@ -174,6 +241,9 @@ class Call:
         timeout: float | None = None,
         sent: int | None = None,
         service: str | None = None,
+        window: int = 0,
+        more: bool = False,
+        upgrade: bool = False,
     ) -> None:
         self.method = method
         self.tokens = tokens
@@ -185,6 +255,10 @@ class Call:
         self.timeout = timeout
         self.sent = sent
         self.service = service
+        self.window = window
+        self.more = more
+        self.upgrade = upgrade
+        self.channel: Channel | None = None
         self.root_path = ""
         self.params: dict[str, str] = {}
         self.after: After | None = None
@@ -200,9 +274,20 @@ class Call:
         """The canonical path, percent-encoded."""
         return to_path(self.tokens)
 
+    def chunks(self) -> AsyncIterator[bytes]:
+        """Give the body as it comes: what is here, and then the rest; once."""
+        return _chunks(self.body, self.channel if self.more else None)
+
+    async def read(self, limit: int) -> bytes:
+        """Return the whole body, which stays; raises `TooLarge` for more than `limit` bytes."""
+        if self.more:
+            self.body = await _read(self.chunks(), limit)
+            self.more = False
+        return self.body
+
     def request(self) -> "Request":
         """Return the pydantic model of this call."""
-        return Request(
+        request = Request(
             method=self.method,
             raw_path=self.raw_path,
             query=self.query,
@@ -214,6 +299,28 @@ class Call:
             root_path=self.root_path,
             params=self.params,
         )
+        request._call = self
+        if self.more:
+            fields: Any = request.__dict__
+            del fields["body"]  # which is not whole: see `Request.__getattr__`
+        return request
+
+
+async def _chunks(first: bytes, rest: Channel | None) -> AsyncIterator[bytes]:
+    if first:
+        yield first
+    if rest is not None:
+        async for chunk in rest.chunks():
+            yield chunk
+
+
+async def _read(chunks: AsyncIterator[bytes], limit: int) -> bytes:
+    found = bytearray()
+    async for chunk in chunks:
+        found += chunk
+        if len(found) > limit:
+            raise TooLarge(f"the request body is too large: this route takes at most {limit} bytes of it")
+    return bytes(found)
 
 
 def _text_to_bytes(body: Any, info: ValidationInfo) -> Any:
@@ -246,6 +353,8 @@ class Request(BaseModel):
     timeout: float | None = None
     root_path: str = ""
     params: dict[str, str] = Field(default_factory=dict)
+
+    _call: Call | None = PrivateAttr(default=None)
 
     if TYPE_CHECKING:  # what the validators take, which is more than what the fields hold
 
@@ -317,6 +426,52 @@ class Request(BaseModel):
         best = max(media_types, key=lambda offer: _quality(offer, ranges), default=None)
         return best if best is not None and _quality(best, ranges) > 0 else None
 
+    if not TYPE_CHECKING:  # a checker would take it for a method that knows every name
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "body":
+                raise RuntimeError(
+                    "the body of this request comes as a stream and is not here yet: use "
+                    "`await request.read()`, or `async for chunk in request.stream()`"
+                )
+            return super().__getattr__(name)
+
+    @property
+    def channel(self) -> Channel | None:
+        """What stands behind the request while it is under way."""
+        return None if self._call is None else self._call.channel
+
+    @property
+    def more(self) -> bool:
+        """Whether the body is not all here: it is long, and comes as a stream."""
+        return "body" not in self.__dict__
+
+    def stream(self) -> AsyncIterator[bytes]:
+        """Give the body as it comes, in pieces of any size; a body that is here already is one piece.
+
+        A body that comes as a stream can be read once. Iterating raises `Disconnected` if it is cut off.
+        """
+        if self.more and self._call is not None:
+            return self._call.chunks()
+        return _chunks(self.body, None)
+
+    async def read(self, limit: int = 16 * 1024 * 1024) -> bytes:
+        """Return the whole body, which is `request.body` from then on; raises `TooLarge` over `limit` bytes."""
+        if self.more and self._call is not None:
+            fields: Any = self.__dict__
+            fields["body"] = await self._call.read(limit)
+        return self.body
+
+    async def extend(self, seconds: float) -> None:
+        """Have the answer due `seconds` from now instead of when the caller first said: for work that takes longer.
+
+        The caller and all gateways on the way are told. Raises `ValueError` for less than nothing, or over a day.
+        """
+        if not 0 < seconds <= 86_400:
+            raise ValueError(f"extend takes up to 86400 seconds, not {seconds!r}")
+        if self.channel is not None:
+            self.channel.extend(seconds)
+
     def request(self) -> "Request":
         """Return itself: `Call` and `Request` give the model in the same way."""
         return self
@@ -364,6 +519,11 @@ class Response(BaseModel):
 
     #: Whether the request was surely not executed, so that it may be sent elsewhere: see `NotExecuted`.
     retry: ClassVar[bool] = False
+
+    @property
+    def pieces(self) -> "Pieces | None":
+        """What comes instead of `body`: see `StreamingResponse`."""
+        return None
 
     status: int = Field(default=200, ge=200, le=599)
     headers: Headers = Headers()
@@ -429,3 +589,66 @@ class NotExecuted(Response):
     """A response that says, between natsweb's own parts, that no handler has run for the request."""
 
     retry: ClassVar[bool] = True
+
+
+@dataclass(slots=True)
+class Pieces:
+    """The body of a streamed response: bytes as they come, and what whoever sends them has to know.
+
+    `failed` gives the answer to an error that comes before the first piece. `heartbeat` is what to send after so many
+    seconds without any. A `feed` never ends by itself and ends well at any time; anything else that is cut off is
+    an error. `close` ends it early.
+    """
+
+    source: AsyncIterator[bytes]
+    failed: Callable[[BaseException], Awaitable[Response]] | None = None
+    heartbeat: tuple[float, bytes] | None = None
+    feed: bool = False
+
+    async def close(self) -> None:
+        """Let go of the source, whether it was read or not."""
+        close = getattr(self.source, "aclose", None)
+        if close is not None:
+            await close()
+
+
+class StreamingResponse(Response):
+    """A response whose body comes in pieces: `StreamingResponse(rows(), media_type="text/csv")`.
+
+    `content` is an async iterable of bytes, or of text, which is UTF-8; it is read as fast as the client takes it. With
+    a `content-length` header the bytes have to be as many. What is raised before the first piece is the answer;
+    later it cuts the connection off, so that the client never takes a part for the whole.
+
+    Raises `TypeError` for content that is no async iterable.
+    """
+
+    _pieces: Pieces | None = PrivateAttr(default=None)
+
+    def __init__(
+        self,
+        content: AsyncIterable[bytes] | AsyncIterable[str] | AsyncIterable[bytes | str] | Pieces,
+        *,
+        status: int = 200,
+        headers: HeaderSource = (),
+        media_type: str | None = None,
+    ) -> None:
+        fields = Headers(headers)
+        if media_type is not None:
+            fields = fields.without("content-type") + {"content-type": media_type}
+        BaseModel.__init__(self, status=status, headers=fields)
+        if not isinstance(content, Pieces | AsyncIterable):
+            raise TypeError(
+                f"a streamed body is an async iterable, not {type(content).__name__}: write an async generator, "
+                "or return the whole body"
+            )
+        self._pieces = content if isinstance(content, Pieces) else Pieces(_encoded(content))
+
+    @property
+    def pieces(self) -> Pieces | None:
+        """The body as it comes."""
+        return self._pieces
+
+
+async def _encoded(content: AsyncIterable[bytes | str]) -> AsyncIterator[bytes]:
+    async for piece in content:
+        yield piece.encode() if isinstance(piece, str) else piece

@@ -86,7 +86,7 @@ class Endpoint(BaseModel):
     @property
     def streams(self) -> bool:
         """Whether it takes and gives streams."""
-        return (self.metadata or {}).get(STREAMS) == "yes"
+        return (self.metadata or {}).get(STREAMS) in ("yes", "body")
 
 
 class EndpointStats(Endpoint):

@@ -15,6 +15,7 @@ from pydantic.json_schema import JsonSchemaMode
 from natsweb.annotations import is_list, is_object, is_upload, strip
 from natsweb.binding import Parameter
 from natsweb.errors import phrase
+from natsweb.feeds import FeedType
 from natsweb.files import FileResponse
 from natsweb.messages import Response
 from natsweb.params import Body, File, Header
@@ -28,6 +29,7 @@ __all__ = ["Described", "document"]
 
 _REF = "#/components/schemas/{model}"
 _PROBLEM = "application/problem+json"
+_WITH_SCHEMA = ("application/json", "text/event-stream", "application/x-ndjson")
 _PLACES = ("path", "query", "header", "cookie")
 
 
@@ -36,11 +38,14 @@ class Described(Protocol):
 
     template: Template
     recipe: Recipe | None
+    feed: FeedType | None
 
     @property
     def methods(self) -> tuple[str, ...]: ...
     @property
     def options(self) -> RouteOptions: ...
+    @property
+    def takes_stream(self) -> bool: ...
     @property
     def name(self) -> str: ...
     @property
@@ -118,6 +123,12 @@ def _answers(route: Described) -> Iterator[_Answer]:
     assert route.recipe is not None
     returns = route.recipe.plan.returns
     status = route.options.get("status")
+    if route.feed is not None:
+        for media in route.feed.media_types:
+            yield _Answer(status or 200, media.partition(";")[0], route.feed.data)
+        if not route.feed.has_rest:
+            return
+        returns = route.feed.rest
     for part in union_parts(returns):
         kind = get_origin(part) or part
         body = body_of(part)
@@ -158,7 +169,7 @@ class _Schemas:
         for one in _inputs(route):
             self._add(one.annotation, "validation")
         for answer in _answers(route):
-            if answer.media_type == "application/json":
+            if answer.media_type in _WITH_SCHEMA:
                 self._add(answer.annotation, "serialization")
 
     def _add(self, annotation: Any, mode: JsonSchemaMode) -> None:
@@ -280,7 +291,7 @@ class _Operation:
     def _body(self) -> dict[str, Any]:
         fields = [one for one in self._inputs if one.source in ("body", "form")]
         if not fields:
-            return {}
+            return {"content": {"*/*": {"schema": {}}}} if self._route.takes_stream else {}
         [first, *others] = fields
         required = any(one.required for one in fields)
         if first.source == "form":
@@ -326,7 +337,7 @@ class _Operation:
             if answer.media_type is None:
                 continue
             schema: dict[str, Any] = {}
-            if answer.media_type == "application/json":
+            if answer.media_type in _WITH_SCHEMA:
                 schema = self._schemas.of(answer.annotation, "serialization")
             elif answer.media_type == "text/plain":
                 schema = {"type": "string"}

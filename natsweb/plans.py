@@ -6,7 +6,7 @@ the place and the remedy. Runs at declaration only. Knows signatures; it sees no
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from typing import Annotated, Any, get_args
 
 from pydantic import AliasChoices, BaseModel, Field, RootModel, TypeAdapter, create_model
@@ -94,6 +94,8 @@ class _Compiler:
             self._needs.append(Need(name, marker, annotation))
         elif marker is None and (kind is Request or kind in self._services) and not captured:
             self._given.append((name, kind))
+        elif marker is None and kind in (AsyncIterator, AsyncIterable) and not captured:
+            self._stream(name, annotation, default)
         elif kind is Response:
             raise self._mistake(
                 f"parameter {name!r} is a Response, which is what a handler returns",
@@ -106,6 +108,19 @@ class _Compiler:
             )
         else:
             self._found.append(self._parameter(name, annotation, default, marker))
+
+    def _stream(self, name: str, annotation: Any, default: Any) -> None:
+        """Take a parameter that is the body as it comes."""
+        if default is not MISSING:
+            raise self._mistake(
+                f"parameter {name!r} is the body as it comes, and has a default besides",
+                "take the default away: without a body there is nothing to iterate over",
+            )
+        if get_args(strip(annotation)) != (bytes,):
+            raise self._mistake(
+                f"parameter {name!r} is the body as it comes, which is bytes", f"write {name}: AsyncIterator[bytes]"
+            )
+        self._given.append((name, AsyncIterator))
 
     def _parameter(self, name: str, annotation: Any, default: Any, marker: Marker | None) -> Parameter:
         captured = name in self._template.names

@@ -8,7 +8,7 @@ import contextlib
 import enum
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,6 +122,20 @@ class Recipe:
         """Whether the plan alone gives all arguments, without awaiting anything."""
         return not self.steps and self.plan.is_plain
 
+    @property
+    def takes_form(self) -> bool:
+        """Whether it reads a form, piece by piece."""
+        return any(plan.form is not None for plan in self._plans)
+
+    @property
+    def takes_stream(self) -> bool:
+        """Whether a parameter is the body as it comes."""
+        return any(plan.takes_stream for plan in self._plans)
+
+    @property
+    def _plans(self) -> list[Plan]:
+        return [self.plan, *[step.plan for step in self.steps]]
+
     async def arguments(
         self,
         call: Call | Request,
@@ -193,6 +207,8 @@ def _hand_over(
     for name, kind in plan.given:
         if kind is Request:
             arguments[name] = call.request()
+        elif kind is AsyncIterator:
+            arguments[name] = call.chunks() if isinstance(call, Call) else call.stream()
         elif kind is Call:
             arguments[name] = call
         elif kind is Background:

@@ -26,6 +26,7 @@ __all__ = [
     "Reply",
     "ToResponse",
     "body_of",
+    "compile_json",
     "compile_reply",
     "problem",
     "redirect",
@@ -153,7 +154,7 @@ def compile_reply(annotation: Any, status: int | None) -> ToResponse:
     cannot take, `NameError` for one with a part that is not defined yet.
     """
     annotation = body_of(annotation)
-    validate, to_bytes = _compile_json(annotation)
+    validate, to_bytes = compile_json(annotation)
     as_they_are = _as_they_are(annotation)
     some, none = status or 200, status or 204
 
@@ -163,7 +164,8 @@ def compile_reply(annotation: Any, status: int | None) -> ToResponse:
         if type(value) is model:  # an instance of the very model is not validated again
             return Response.trusted(some, _JSON, to_bytes(value, by_alias=True))
         if isinstance(value, Response):
-            return value if not value.body or "content-type" in value.headers else value.with_headers(_OCTETS)
+            has_type = "content-type" in value.headers or not (value.body or value.pieces)
+            return value if has_type else value.with_headers(_OCTETS)
         if isinstance(value, Reply):
             return _replied(value, to_response(value.body))
         if isinstance(value, Deferred):
@@ -235,8 +237,8 @@ def body_of(annotation: Any) -> Any:
     return Union[tuple(bodies)] if bodies else _Nothing  # noqa: UP007
 
 
-def _compile_json(annotation: Any) -> tuple[Callable[[Any], Any] | None, Callable[..., bytes]]:
-    """Return a validator and a serialiser to JSON bytes."""
+def compile_json(annotation: Any) -> tuple[Callable[[Any], Any] | None, Callable[..., bytes]]:
+    """Return the validator of a type, None for `Any`, and its encoder to JSON."""
     if annotation is Any:
         return None, to_json
     if annotation is _Nothing:

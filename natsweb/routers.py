@@ -7,6 +7,7 @@ is included. This module knows declarations; it calls no handler.
 
 import difflib
 import inspect
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -56,14 +57,17 @@ class RouteOptions(TypedDict, total=False):
     """What every route decorator takes besides the path.
 
     `status` is that of a plain return value (200, and 204 for None), `name` what `url_for` knows the route by (the
-    function's name), `depends` are called first, for their effect only. The others are for documents: `summary` and
-    `description` default to the first paragraph and the rest of the docstring, `responses` describes further answers
-    by status.
+    function's name), `depends` are called first, for their effect only. With `stream` the body is not read ahead:
+    `request.stream()` gives it as it comes. `heartbeat` is after how many seconds without an event a feed shows that
+    it is alive (15, 0 for never). The others are for documents: `summary` and `description` default to the first
+    paragraph and the rest of the docstring, `responses` describes further answers by status.
     """
 
     status: int
     name: str
     depends: Sequence[Depends]
+    stream: bool
+    heartbeat: float
     tags: Sequence[str]
     summary: str
     description: str
@@ -434,10 +438,6 @@ def _check_function(function: Callable[..., Any], where: Place) -> None:
             where=where.line,
             fix="wrap it: async def show(...): return await it(...)",
         )
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise DeclarationError(
-            "a handler cannot yield its answer", where=str(where), fix="return the whole answer, such as a list"
-        )
 
 
 def _check_options(methods: tuple[str, ...], options: RouteOptions, where: Place) -> None:
@@ -461,6 +461,11 @@ def _check_options(methods: tuple[str, ...], options: RouteOptions, where: Place
     status = options.get("status")
     if status is not None and not 200 <= status <= 599:
         raise DeclarationError(f"a reply cannot have status {status}", where=str(where), fix="use 200 to 599")
+    heartbeat = options.get("heartbeat", 0.0)
+    if not 0 <= heartbeat < math.inf:
+        raise DeclarationError(
+            f"a feed cannot have a heartbeat of {heartbeat!r}", where=str(where), fix="say seconds, or 0 for none"
+        )
     check_depends(options.get("depends", ()), str(where))
 
 

@@ -16,6 +16,7 @@ from natsweb.annotations import Place, name_of, resolve_hints
 from natsweb.counters import Counter
 from natsweb.dependencies import compile_recipe
 from natsweb.errors import DeclarationError
+from natsweb.feeds import HEARTBEAT, FeedType, compile_feed, feed_of
 from natsweb.micro import METHOD, PATH, STREAMS, Endpoint
 from natsweb.middleware import Middleware
 from natsweb.params import Depends
@@ -30,16 +31,23 @@ __all__ = ["Route"]
 
 @dataclass(slots=True, eq=False)
 class Route:
-    """One handler of a service: its template, methods, function, and what was compiled from them."""
+    """One handler of a service: its template, methods, function, and what was compiled from them.
+
+    `call` is how the function is called, `feed` what it gives item by item. `is_whole` tells that the body is read
+    before the function is called.
+    """
 
     template: Template
     declared: Declared
+    call: Callable[..., Any]
     is_async: bool
     recipe: Recipe | None = None
     to_response: ToResponse | None = None
     middleware: tuple[Middleware, ...] = ()
     on_error: Mapping[type[Exception], OnError] | None = None
+    feed: FeedType | None = None
     is_plain: bool = False
+    is_whole: bool = True
     counter: Counter = field(default_factory=Counter)
 
     def compile(self, overrides: Mapping[Any, Callable[..., Any]], services: Sequence[type]) -> None:
@@ -54,14 +62,15 @@ class Route:
         declared = self.declared
         names = {name: value for frame in declared.frames for name, value in frame.f_locals.items()}
         hints = resolve_hints(self.function, names)
-        needs = _Needs(self.guards, overrides, services)
+        needs = _Needs(self.guards, overrides, services, self.options.get("stream", False))
         recipe = compile_recipe(self.function, hints, names, self.template, self.where, needs)
         plans = [recipe.plan, *[step.plan for step in recipe.steps]]
         takers = [one.name for plan in plans for one in plan.parameters if one.source == "path"]
         candidates = [*inspect.signature(self.function).parameters]
         check_names(self.template, declared.own, takers, candidates, self.where)
+        self.feed = feed_of(self.function, recipe.plan.returns, self.where)
         try:
-            self.to_response = compile_reply(recipe.plan.returns, declared.options.get("status"))
+            self.to_response = self._compile_answer(recipe.plan.returns)
         except PydanticUserError as error:
             raise DeclarationError(
                 f"the return type is none that pydantic can take: {error.message.splitlines()[0]}",
@@ -69,19 +78,39 @@ class Route:
                 fix="return a model, a dataclass, a TypedDict, a standard type, or a Response",
             ) from None
         self.recipe = recipe
+        self.is_whole = not (recipe.takes_form or self.takes_stream)
+
+    def _compile_answer(self, returns: Any) -> ToResponse:
+        status, heartbeat = self.options.get("status"), self.options.get("heartbeat")
+        if self.feed is not None:
+            return compile_feed(self.feed, status, HEARTBEAT if heartbeat is None else heartbeat)
+        if heartbeat is not None:
+            raise DeclarationError(
+                "heartbeat= is for feeds, and this handler gives none",
+                where=str(self.where),
+                fix="annotate it with AsyncIterator[...] of what it yields, or leave heartbeat= out",
+            )
+        return compile_reply(returns, status)
 
     def settle(self) -> None:
         """Take over what stands around it now: middleware and error handlers of its routers."""
         routers = self.declared.routers
         self.middleware = tuple([one for router in routers[1:] for one in router.around])
         self.on_error = {kind: one for router in routers for kind, one in router.error_handlers.items()}
-        self.is_plain = self.recipe is not None and self.recipe.is_plain and not self.middleware
+        is_plain = self.recipe is not None and self.recipe.is_plain and not self.middleware
+        self.is_plain = is_plain and self.feed is None and self.is_whole
 
     def endpoint(self, root: str, queue: str) -> Endpoint:
         """Return what NATS micro services are told of it."""
-        metadata = {METHOD: ",".join(self.methods), PATH: str(self.template), STREAMS: "no"}
+        streams = "body" if self.takes_stream else "yes"
+        metadata = {METHOD: ",".join(self.methods), PATH: str(self.template), STREAMS: streams}
         name = re.sub(r"[^A-Za-z0-9_-]", "_", self.name)
         return Endpoint(name=name, subject=self.template.pattern(root), queue_group=queue, metadata=metadata)
+
+    @property
+    def takes_stream(self) -> bool:
+        """Whether it takes the body as it comes."""
+        return self.options.get("stream", False) or (self.recipe is not None and self.recipe.takes_stream)
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -143,6 +172,7 @@ class _Needs:
     guards: Sequence[Depends]
     overrides: Mapping[Any, Callable[..., Any]]
     services: Sequence[type]
+    stream: bool
 
 
 def _paragraphs(function: Callable[..., Any]) -> tuple[str, str]:

@@ -21,9 +21,11 @@ from typing_extensions import TypeVar
 from natsweb.annotations import line_of, name_of
 from natsweb.counters import Counter
 from natsweb.dependencies import identity_of
-from natsweb.errors import DeclarationError, HandlerFailed, HTTPError, SettingsError
+from natsweb.errors import DeclarationError, HandlerFailed, HTTPError, SettingsError, TooLarge
+from natsweb.feeds import caller_of
 from natsweb.lifespans import Lifespan
-from natsweb.messages import Call, NotExecuted, Request, Response
+from natsweb.lifetimes import close_after, watch
+from natsweb.messages import Call, NotExecuted, Pieces, Request, Response
 from natsweb.micro import ROOT, ROUTES, WIRE, Endpoint, routes_hash
 from natsweb.middleware import Middleware, pass_through
 from natsweb.openapi import document
@@ -50,9 +52,10 @@ class Service(Router, Generic[S]):
 
     `name` is the service's name in NATS (letters, digits, `-`, `_`), `version` its SemVer, `root` the subject
     that stands for `/`, `queue` the queue group that its instances share (default: the name), `threads` how
-    many plain `def` handlers run at once (default: 5 per core, 32 at most). `tags`, `depends` and `middleware` are
-    those of a `Router`. `start_timeout` is how many seconds the lifespan may take to start. `Service[State]` is one
-    whose lifespan yields a `State`.
+    many plain `def` handlers run at once (default: 5 per core, 32 at most). `max_body` is how many bytes of a body are
+    read into memory (default: 16 MiB), for routes that do not take it as it comes. `tags`, `depends` and `middleware`
+    are those of a `Router`. `start_timeout` is how many seconds the lifespan may take to start. `Service[State]` is
+    one whose lifespan yields a `State`.
 
     Raises `DeclarationError` for a name or version that NATS micro services do not allow (ADR-32).
     """
@@ -68,6 +71,7 @@ class Service(Router, Generic[S]):
         queue: str | None = None,
         description: str = "",
         threads: int | None = None,
+        max_body: int = 16 * 1024 * 1024,
         tags: Sequence[str] = (),
         depends: Sequence[Depends] = (),
         middleware: Sequence[Middleware] = (),
@@ -91,6 +95,10 @@ class Service(Router, Generic[S]):
             )
         if threads is not None and threads < 1:
             raise DeclarationError("a service needs one thread at least", where=caller_line(2), fix="threads=1")
+        if max_body < 0:
+            raise DeclarationError(
+                f"a body cannot have up to {max_body} bytes", where=caller_line(2), fix="max_body=16 * 1024 * 1024"
+            )
         try:
             self.root = check_root(root)
         except SettingsError as error:
@@ -102,6 +110,7 @@ class Service(Router, Generic[S]):
         self.version = version
         self.queue = queue or name
         self.description = description
+        self.max_body = max_body
         self.start_timeout = start_timeout
         self._matcher: Matcher[Route] = Matcher()
         self._overrides: dict[Any, Callable[..., Any]] = {}
@@ -132,7 +141,7 @@ class Service(Router, Generic[S]):
         super()._declare(declared)
         declared = self._declared[-1]
         template = parse_template(declared.path, str(declared.where))
-        route = Route(template, declared, inspect.iscoroutinefunction(declared.function))
+        route = Route(template, declared, *caller_of(declared.function, self._threads))
         try:
             route.compile(self._overrides, (Service,))
         except NameError:
@@ -311,7 +320,8 @@ class Service(Router, Generic[S]):
         """Answer one request; errors are responses (problem+json), the traceback of a failing handler is logged.
 
         Whoever passes a `Call` closes its `after` when the reply has gone; with a `Request` that is done before
-        this returns. The one thing that gets out is `asyncio.CancelledError`, of whoever cancels this call.
+        this returns, or when the stream of the answer has ended or was closed. The one thing that gets out is
+        `asyncio.CancelledError`, of whoever cancels this call.
         """
         if type(call) is Call:
             return self._behind_middleware(call.request(), call) if self.around else self._dispatch(call, call)
@@ -319,13 +329,19 @@ class Service(Router, Generic[S]):
 
     async def _complete(self, request: Request) -> Response:
         owner = Call(request.method, [])
+        pieces = None
         try:
-            return await self._behind_middleware(request, owner)
+            response = await self._behind_middleware(request, owner)
+            pieces = response.pieces
+            return response
         finally:
             if owner.counter is not None:
                 owner.counter.abandon()
             if owner.after is not None:
-                await owner.after.close()
+                if pieces is None:
+                    await owner.after.close()
+                else:
+                    close_after(pieces, owner.after)
 
     async def _behind_middleware(self, request: Request, owner: Call) -> Response:
         def endpoint(request: Request) -> Coroutine[Any, Any, Response]:
@@ -337,7 +353,7 @@ class Service(Router, Generic[S]):
         response = await pass_through(request, self.around, endpoint, caught)
         if response.retry and owner.counter is not None:  # a handler has run, whatever middleware makes of it
             return Response.trusted(response.status, response.headers, response.body)
-        return response
+        return self._adopt(response, request, None, owner)
 
     async def _dispatch(self, call: Call | Request, owner: Call) -> Response:
         """Find the route of a request and answer it; what is left to do after the reply goes to `owner.after`."""
@@ -360,14 +376,20 @@ class Service(Router, Generic[S]):
             plan = recipe.plan
             if not route.is_plain:
                 return await self._around(route, call, params, owner)
+            if call.more or len(call.body) > self.max_body:
+                await self._read(call)
             if plan.given:
                 call = _with_params(call, params)
             arguments = plan.bind(call, params)
             if route.is_async:
-                response = to_response(await route.function(**arguments))
+                response = to_response(await route.call(**arguments))
             else:
-                response = to_response(await self._threads.run(functools.partial(route.function, **arguments)))
-            return response if isinstance(response, Response) else await response.render(call)
+                response = to_response(await self._threads.run(functools.partial(route.call, **arguments)))
+            if type(response) is Response:
+                return response
+            if not isinstance(response, Response):
+                response = await response.render(call)
+            return self._adopt(response, call, route, owner)
         except BaseException as error:  # SystemExit and KeyboardInterrupt of one handler must not stop all others
             return await self._caught(error, call, route)
 
@@ -386,28 +408,33 @@ class Service(Router, Generic[S]):
         def caught(error: BaseException, request: Request) -> Coroutine[Any, Any, Response]:
             return self._caught(error, request, route)
 
-        return await pass_through(call.request(), route.middleware, endpoint, caught)
+        response = await pass_through(call.request(), route.middleware, endpoint, caught)
+        return self._adopt(response, call, route, owner)
 
     async def _execute(self, route: Route, call: Call | Request, owner: Call) -> Response:
         """Make the dependencies, call the handler, and clean up what ends with it."""
         recipe, to_response = route.recipe, route.to_response
         assert recipe is not None
         assert to_response is not None
-        scope = owner.after = RequestScope(self._threads, owner.after)  # one for each try of a middleware
+        scope = self._new_scope(owner)
         response: Response | Deferred | None = None
         failure: BaseException | None = None
         try:
             async with contextlib.AsyncExitStack() as stack:
                 try:
+                    if route.is_whole and (call.more or len(call.body) > self.max_body):
+                        await self._read(call)
                     arguments = await recipe.arguments(
                         call, call.params, scope, stack, self._lifespan.scope, self._services
                     )
                     if route.is_async:
-                        response = to_response(await route.function(**arguments))
+                        response = to_response(await route.call(**arguments))
                     else:
-                        response = to_response(await self._threads.run(functools.partial(route.function, **arguments)))
+                        response = to_response(await self._threads.run(functools.partial(route.call, **arguments)))
                     if not isinstance(response, Response):
                         response = await response.render(call)
+                    if response.pieces is not None:  # the handler runs on, with all that was made for it
+                        self._watch(response.pieces, call, route, scope, stack.pop_all())
                 except BaseException as error:
                     failure, response = error, None
                     raise
@@ -417,6 +444,40 @@ class Service(Router, Generic[S]):
             scope.error = error
             raise
         return response
+
+    def _new_scope(self, owner: Call) -> RequestScope:
+        """Return the scope of a request; each try of a middleware has its own."""
+        scope = owner.after = RequestScope(self._threads, owner.after)
+        return scope
+
+    async def _read(self, call: Call | Request) -> None:
+        """Read the whole body, which stays; raises `TooLarge`."""
+        if len(await call.read(self.max_body)) > self.max_body:
+            raise TooLarge(f"the request body is too large: this route takes at most {self.max_body} bytes of it")
+
+    def _adopt(self, response: Response, call: Call | Request, route: Route | None, owner: Call) -> Response:
+        """Return a response; a stream that was not made for a handler's dependencies gets a scope of its own."""
+        if response.pieces is not None and response.pieces.failed is None:
+            self._watch(response.pieces, call, route, self._new_scope(owner), contextlib.AsyncExitStack())
+        return response
+
+    def _watch(
+        self,
+        pieces: Pieces,
+        call: Call | Request,
+        route: Route | None,
+        scope: RequestScope,
+        stack: contextlib.AsyncExitStack,
+    ) -> None:
+        """Bind the stream of an answer to its request, and what is raised in it to the error handling here."""
+
+        def answer(error: BaseException) -> Coroutine[Any, Any, Response]:
+            return self._caught(error, call, route)
+
+        def log(error: BaseException) -> None:
+            _log(error, call, route)
+
+        watch(pieces, scope, stack, answer, log)
 
     async def _caught(self, error: BaseException, call: Call | Request, route: Route | None) -> Response:
         """Return the response of what was raised; raises it if it is the caller's own cancellation.
@@ -430,7 +491,9 @@ class Service(Router, Generic[S]):
             handler = _handler_of(error, handlers)
             if handler is not None:
                 response = await self._respond(handler, error, call)
-                return response if executed else NotExecuted.trusted(response.status, response.headers, response.body)
+                if executed or response.pieces is not None:
+                    return response
+                return NotExecuted.trusted(response.status, response.headers, response.body)
         except Exception as raised:
             error = raised
         return self._problem(error, executed, call, route)
@@ -453,8 +516,7 @@ class Service(Router, Generic[S]):
         if isinstance(error, HTTPError):
             with contextlib.suppress(Exception):
                 return problem(error, executed=executed)
-        words = f"{call.method} {call.raw_path}" if route is None else f"{call.method} {route.template}"
-        logger.error("%s failed (%s)", words, "middleware" if route is None else route.place, exc_info=error)
+        _log(error, call, route)
         return problem(HandlerFailed("the handler failed; the service's log says why"))
 
     def close(self) -> None:
@@ -468,6 +530,11 @@ class Service(Router, Generic[S]):
         """
         # The command line stands above the service; it is loaded by name so that the arrow stays one-way.
         importlib.import_module("natsweb.cli.run").serve_here([self], nats=nats, root=root)
+
+
+def _log(error: BaseException, call: Call | Request, route: Route | None) -> None:
+    words = f"{call.method} {call.raw_path}" if route is None else f"{call.method} {route.template}"
+    logger.error("%s failed (%s)", words, "middleware" if route is None else route.place, exc_info=error)
 
 
 def _handler_of(error: BaseException, handlers: Mapping[type[Exception], OnError]) -> OnError | None:

@@ -17,8 +17,18 @@ from typing import Any, Protocol
 
 from natsweb.bus import Bus, Message, Subscription
 from natsweb.deadlines import Deadlines, Timed
-from natsweb.errors import HandlerFailed, HTTPError, NatsRefused, Overloaded, ReplyTooLarge, Stopping, TimeUp, TooLarge
-from natsweb.messages import Call, Response
+from natsweb.errors import (
+    HandlerFailed,
+    HTTPError,
+    NatsRefused,
+    NotAcceptable,
+    Overloaded,
+    ReplyTooLarge,
+    Stopping,
+    TimeUp,
+    TooLarge,
+)
+from natsweb.messages import Call, Pieces, Response
 from natsweb.replies import problem
 from natsweb.subjects import REPLY_PREFIXES, subject_tokens
 from natsweb.wire import decode_request, encode_response
@@ -178,6 +188,8 @@ class Worker:
             response = await self._app.handle(job.call)
             if not isinstance(response, Response):
                 raise TypeError(f"{self._app.name} answered with {type(response).__name__}, not a Response")
+            if response.pieces is not None:
+                response = await _collect(response, response.pieces, job.call.method, self._bus.max_payload)
         except asyncio.CancelledError:
             # Cancelled by us, it has its answer; a handler that cancels itself still owes one.
             response = problem(HandlerFailed("the handler cancelled itself"))
@@ -251,6 +263,26 @@ else:
     def _new_task(work: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
         """Start a task, with a name: to number it takes longer."""
         return asyncio.Task(work, loop=loop, name="natsweb request")
+
+
+async def _collect(response: Response, pieces: Pieces, method: str, largest: int) -> Response:
+    """Return a streamed answer as one message, for a caller that takes no more than that; 406 if it is too large."""
+    body = bytearray()
+    try:
+        async for piece in pieces.source:
+            if method == "HEAD":
+                break
+            body += piece
+            if len(body) > largest:
+                return problem(NotAcceptable(f"the answer is a stream of more than one NATS message ({largest} bytes)"))
+    except Exception as error:
+        if body or pieces.failed is None:
+            raise
+        return await pieces.failed(error)
+    finally:
+        await pieces.close()
+    headers = response.headers if method == "HEAD" else response.headers.without("content-length")
+    return Response.trusted(response.status, headers, bytes(body))
 
 
 def _who(job: _Job) -> tuple[str, str]:

@@ -529,8 +529,8 @@ def test_a_decorator_without_a_path():
     ("code", "words"),
     [
         ("def show(response: Response): ...", "what a handler returns"),
-        ("async def show():\n    yield 1", "cannot yield"),
-        ("def show():\n    yield 1", "cannot yield"),
+        ("async def show() -> int:\n    yield 1", "yields, and its return annotation is no AsyncIterator"),
+        ("def show() -> list[int]:\n    yield 1", "yields, and its return annotation is no Iterator"),
         ("def show(request: starlette.requests.Request): ...", "natsweb.Request"),
     ],
 )

@@ -1249,7 +1249,7 @@ async def test_what_was_prepared_is_prepared_again_when_services_change(bus, roo
     new = await start(speaker("new", "GET /x"))
     await until(lambda: len(states(caller.directory, "new", "old")) == 2)
     assert (await caller.exchange.forward(incoming, b"")).body == b"new"
-    assert incoming.owner == Owner("new", "/x")
+    assert incoming.owner == Owner("new", "/x", streams=True)
     await new.stop()
     assert (await caller.exchange.forward(incoming, b"")).body == b"old"
 

@@ -1,5 +1,6 @@
 """Files as answers, through a service: conditions, ranges, names, roots, sizes (RFC 9110 sections 13 and 14)."""
 
+import asyncio
 import os
 from collections.abc import Callable
 from email.utils import formatdate
@@ -9,6 +10,7 @@ from typing import Annotated, Any
 import pytest
 
 from natsweb import FileResponse, Request, Response, Service
+from natsweb.files import _running
 from natsweb.params import Header, Query
 from natsweb.replies import Deferred
 
@@ -370,31 +372,86 @@ async def test_head(ask):
 
 # ── sizes ────────────────────────────────────────────────────────────────────────────────────────
 
-LARGEST = 64 * 1024 * 1024
+PIECE = 64 * 1024
+LARGE = 1024 * PIECE + 1
 
 
 @pytest.fixture
 def large(root) -> Path:
-    """Give a file of one byte more than a message may have, which takes no room on the disk."""
+    """Give a file of one byte more than a NATS message may have, which takes no room on the disk."""
     path = root / "large"
     with path.open("wb") as file:
-        file.truncate(LARGEST + 1)
+        file.truncate(LARGE)
     return path
 
 
-async def test_a_file_that_is_too_large(ask, large):
-    """A file over 64 MiB is 500 that asks for ranges; these work, as does HEAD."""
+async def sizes_of(response: Response) -> list[int]:
+    """Return the sizes of the pieces of a streamed response, which are all zeros; the file is closed then."""
+    assert response.pieces is not None
+    sizes = [len(piece) async for piece in response.pieces.source]
+    await closed()
+    return sizes
+
+
+async def closed() -> None:
+    """Wait until no file is open any more."""
+    if running := list(_running):
+        await asyncio.wait([one.task for one in running])
+
+
+async def test_a_large_file_is_streamed(ask, large):
+    """A file larger than a NATS message comes in pieces of 64 KiB, with its length; ranges of it as well."""
     response = await ask("/f/large")
-    assert (response.status, response.parse_json()["reason"]) == (500, "reply_too_large")
-    assert "ask for a range of it" in response.parse_json()["detail"]
+    assert (response.status, response.headers["content-length"]) == (200, str(LARGE))
+    assert await sizes_of(response) == [PIECE] * 1024 + [1]
+    part = await ask("/f/large", range="bytes=1-")
+    assert (part.status, part.headers["content-length"]) == (206, str(LARGE - 1))
+    assert await sizes_of(part) == [PIECE] * 1024
+    several = await ask("/f/large", range=f"bytes=0-{PIECE},{LARGE - 1}-")
+    assert several.status == 206
+    assert sum(await sizes_of(several)) == int(several.headers["content-length"])
+
+
+async def test_what_a_large_file_does_not_stream(ask, large):
+    """HEAD, 304 and a short range of a large file are plain responses."""
     head = await ask("/f/large", "HEAD")
-    assert (head.status, head.headers["content-length"]) == (200, str(LARGEST + 1))
-    part = await ask("/f/large", range=f"bytes={LARGEST - 1}-")
+    assert (head.status, head.headers["content-length"], head.pieces) == (200, str(LARGE), None)
+    part = await ask("/f/large", range=f"bytes={LARGE - 2}-")
     assert (part.status, part.body) == (206, b"\0\0")
     assert (await ask("/f/large", if_none_match=head.headers["etag"])).status == 304
-    assert (await ask("/f/large", range="bytes=0-")).status == 500
-    several = await ask("/f/large", range=f"bytes=0-{LARGEST // 2},{LARGEST // 2 + 2}-")
-    assert several.status == 500
+
+
+@pytest.mark.parametrize(("size", "is_streamed"), [(PIECE - 1, False), (PIECE, False), (PIECE + 1, True)])
+async def test_up_to_which_size_a_file_is_plain(ask, root, size, is_streamed):
+    """A file of up to 64 KiB is a plain response, also one of exactly that size."""
+    (root / "some").write_bytes(b"x" * size)
+    response = await ask("/f/some")
+    assert (response.pieces is not None, response.headers["content-length"]) == (is_streamed, str(size))
+    if is_streamed:
+        assert await sizes_of(response) == [PIECE, 1]
+    else:
+        assert response.body == b"x" * size
+
+
+async def test_a_large_file_that_nobody_reads_to_its_end(ask, large):
+    """Closing the pieces closes the file, whether any was read or not."""
+    for count in (0, 2):
+        response = await ask("/f/large")
+        for _ in range(count):
+            await anext(response.pieces.source)
+        await response.pieces.close()
+        await closed()
+        assert not _running
+
+
+async def test_a_file_that_shrinks_while_it_is_sent(ask, large):
+    """A file that is shorter than it was said to be cuts the stream off."""
+    response = await ask("/f/large")
+    await anext(response.pieces.source)
+    os.truncate(large, PIECE)
+    with pytest.raises(RuntimeError, match="shorter than its content-length"):
+        await sizes_of(response)
+    await closed()
 
 
 # ── as a value ───────────────────────────────────────────────────────────────────────────────────

@@ -20,10 +20,10 @@ FLOORS = [
     ["markers"],
     ["wire", "streams", "routing", "binding", "replies", "middleware", "micro", "counters"],
     ["plans"],
-    ["deadlines", "threads", "forms"],
+    ["beats", "deadlines", "threads", "forms"],
     ["asgi", "security", "scopes", "files", "bus", "pipes", "catalogue"],
-    ["recipes"],
-    ["dependencies"],
+    ["lifetimes", "recipes"],
+    ["dependencies", "feeds"],
     ["routers", "lifespans", "exchange"],
     ["openapi", "routes"],
     ["service", "natsbus", "embedded"],
@@ -38,6 +38,7 @@ FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in mod
 # Arrows between neighbours of one floor: each has a reason.
 NEIGHBOURS = {
     "settings": {"errors"},
+    "files": {"asgi"},  # a file is served by running starlette's ASGI application
 }
 # Arrows upwards, by name at run time: `Service.run` is the command line's `run` for one service.
 LATE = {("service", "cli")}

@@ -111,9 +111,9 @@ async def test_info_is_what_adr_32_says():
         assert re.fullmatch(r"[A-Za-z0-9_-]+", endpoint["name"])
         assert all(isinstance(value, str) for value in endpoint["metadata"].values())
     assert [(one["subject"], one["queue_group"], one["metadata"]) for one in said["endpoints"]] == [
-        ("api.orders.*", "shop", {METHOD: "GET", PATH: "/orders/<id>", STREAMS: "no"}),
-        ("api.orders", "shop", {METHOD: "POST,PUT", PATH: "/orders", STREAMS: "no"}),
-        ("api.files.>", "shop", {METHOD: "GET", PATH: "/files/<path:rest>", STREAMS: "no"}),
+        ("api.orders.*", "shop", {METHOD: "GET", PATH: "/orders/<id>", STREAMS: "yes"}),
+        ("api.orders", "shop", {METHOD: "POST,PUT", PATH: "/orders", STREAMS: "yes"}),
+        ("api.files.>", "shop", {METHOD: "GET", PATH: "/files/<path:rest>", STREAMS: "yes"}),
     ]
 
 

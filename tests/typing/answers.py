@@ -1,6 +1,7 @@
 # pyright: strict, reportUnnecessaryTypeIgnoreComment=true
 """What handlers return and raise."""
 
+from collections.abc import AsyncIterator, Iterator
 from typing import Literal, assert_type
 
 from pydantic import BaseModel
@@ -16,6 +17,8 @@ from natsweb import (
     Service,
     redirect,
 )
+from natsweb.feeds import Event
+from natsweb.messages import StreamingResponse
 
 svc = Service("answers")
 
@@ -52,6 +55,36 @@ async def special() -> Reply[Order]:
 @svc.get("/either")
 async def either(how: Literal["made", "old"]) -> Created[Order] | Response:
     return Created(Order(id=1)) if how == "made" else redirect("/orders/1", status=303)
+
+
+@svc.get("/feed", heartbeat=5.0)
+async def feed(last_event_id: str | None = None) -> AsyncIterator[Event[Order]]:
+    yield Event(Order(id=1), id="1", event="order", retry=1000)
+    yield Order(id=1)  # type: ignore[misc]  # pyright: ignore[reportReturnType]
+    yield Event("x")  # type: ignore[arg-type]  # pyright: ignore[reportReturnType]
+
+
+@svc.get("/steps")
+def steps() -> Iterator[Order]:
+    yield Special(id=1)
+
+
+@svc.post("/echo", stream=True)
+async def echo(chunks: AsyncIterator[bytes]) -> Reply[AsyncIterator[bytes]]:
+    return Reply(chunks, headers={"content-type": "image/png"})
+
+
+@svc.get("/rows")
+async def rows() -> StreamingResponse:
+    return StreamingResponse(feed_of_text(), media_type="text/csv")
+
+
+async def feed_of_text() -> AsyncIterator[str]:
+    yield "a,b"
+
+
+assert_type(feed(), AsyncIterator[Event[Order]])
+assert_type(Event(1), Event[int])
 
 
 @svc.get("/file")
