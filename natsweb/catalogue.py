@@ -19,7 +19,8 @@ _ANY_METHOD = "*"
 class Owner(NamedTuple):
     """The service that is meant: its name, the template of the route, and what it can do.
 
-    `is_natsweb` tells whether it knows of `Nw-Service`; `is_starting` that it will serve in a moment, and that
+    `streams` tells whether it takes and gives streams, `takes_body` whether the route takes its body as it comes,
+    `is_natsweb` whether it knows of `Nw-Service`; `is_starting` that it will serve in a moment, and that
     nobody else does; `is_away` that it has served this, and no instance of it is there.
     """
 
@@ -27,6 +28,7 @@ class Owner(NamedTuple):
     template: str
     is_natsweb: bool = True
     streams: bool = False
+    takes_body: bool = False
     is_starting: bool = False
     is_away: bool = False
 
@@ -284,7 +286,9 @@ class Catalogue:
             spot = self._spot(tokens, endpoint.subject)
             methods = endpoint.methods or (_ANY_METHOD,)
             for method in methods:
-                owner = Owner(info.name, _template(endpoint, tokens), info.is_natsweb, endpoint.streams)
+                owner = Owner(
+                    info.name, _template(endpoint, tokens), info.is_natsweb, endpoint.streams, endpoint.takes_body
+                )
                 claim = spot.claims.setdefault(method, {}).setdefault(info.name, _Claim(owner))
                 claim.owner = owner
             yield spot, methods

@@ -1,50 +1,43 @@
 """One HTTP request over the bus and back: what both doors of the gateway share.
 
-Decides, before anything is sent, whether a request can cross: path, method, header block, sizes, what waits
-already. Then a `Flight` carries it: sends it with its deadline, sends it once more where it was surely not
-executed, and ends with a reply or an error, exactly once. It knows no sockets, no ASGI and no HTTP parser.
+Decides, before anything is sent, whether a request can cross: path, method, header block, sizes, what waits already;
+and whose it is. Then a `Flight` carries it. It knows no sockets, no ASGI and no HTTP parser.
 """
 
 import asyncio
-import math
-import random
 import re
-import time
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
-from natsweb.bus import Asked, Bus, Reply
+from natsweb.bus import Bus, Reply
 from natsweb.catalogue import Owner
 from natsweb.errors import (
     Disconnected,
     HeadersTooLarge,
     HTTPError,
     MethodNotAllowed,
-    NatsDown,
     NoService,
     Overloaded,
     Stopping,
-    TimeUp,
     TooLarge,
 )
+from natsweb.flights import Budget, Done, Flight, Incoming, nats_down
 from natsweb.messages import Response
+from natsweb.micro import WEBSOCKET
 from natsweb.replies import problem
 from natsweb.settings import Limits
-from natsweb.subjects import check_root, to_subject
-from natsweb.wire import RequestHead, decode_response, encode_fields, may_retry, request_head
+from natsweb.streams import WINDOW
+from natsweb.subjects import REPLY_PREFIXES, check_root, to_subject
+from natsweb.wire import RequestHead, decode_response, encode_fields, request_head
 
-__all__ = ["FORWARDED_METHODS", "Done", "Exchange", "Flight", "Incoming", "address", "nats_down", "to_response"]
+__all__ = ["FORWARDED_METHODS", "Exchange", "address", "to_response"]
 
 _METHOD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Z]{1,32}").fullmatch
 FORWARDED_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
-_RETRIES = 2
 _SETTLING = 2.0
 _SILENCE = 0.2  # after which a service that was meant is asked whether it is there (docs/wire.md)
 _STARTING = 1.0
 _NOBODY = "*"  # no service's name: natsweb services stand aside, others know nothing of it
-
-#: Gets the one outcome of a flight: the reply as it came, or what went wrong.
-Done = Callable[[Reply | HTTPError], None]
 
 
 class Directory(Protocol):
@@ -72,199 +65,20 @@ class Directory(Protocol):
         ...
 
 
-class Incoming:
-    """An HTTP request as a door of the gateway has it: bytes, but for the ASCII method.
-
-    `raw_path` is still percent-encoded and below the gateway's mount; `fields` are the lines that may cross, as
-    `Exchange.encode_fields` gives them. What the exchange makes of it stays with it, until services come or go:
-    clients repeat their requests, and a door may launch the same one again. `owner` is the service that is meant.
-    """
-
-    __slots__ = ("client", "fields", "head", "method", "owner", "query", "raw_path", "scheme", "subject", "turn")
-
-    def __init__(
-        self,
-        method: str,
-        raw_path: bytes,
-        query: bytes,
-        fields: bytes,
-        client: str | None = None,
-        scheme: str = "http",
-    ) -> None:
-        self.method = method
-        self.raw_path = raw_path
-        self.query = query
-        self.fields = fields
-        self.client = client
-        self.scheme = scheme
-        self.subject = ""
-        self.head: RequestHead | None = None
-        self.owner: Owner | None = None
-        self.turn = 0
-
-    def __repr__(self) -> str:
-        return f"<Incoming {self.method} {self.raw_path.decode('latin-1')}>"
-
-
-class _Budget:
-    """Allows retries up to a tenth of the traffic, so that retries never make an overload worse."""
-
-    def __init__(self, share: float = 0.1, reserve: float = 10.0) -> None:
-        self._share = share
-        self._reserve = reserve
-        self._left = reserve
-
-    def earn(self) -> None:
-        if self._left < self._reserve:
-            self._left += self._share
-
-    def spend(self) -> bool:
-        if self._left < 1.0:
-            return False
-        self._left -= 1.0
-        return True
-
-
-class Flight(Asked):
-    """One request under way: from the first try to its one outcome."""
-
-    __slots__ = ("_attempt", "_deadline", "_done", "_exchange", "_timer", "body", "incoming", "sent_to")
-
-    #: When the whole of it is due, in the event loop's time: set by the first try, or by waiting for one.
-    _deadline: float
-
-    def __init__(self, exchange: "Exchange", incoming: Incoming, body: bytes, done: Done) -> None:
-        self.incoming = incoming
-        self.body = body
-        self.reply = b""
-        self.due = math.inf  # until the bus has it
-        self.sent_to: Owner | None = None
-        self._exchange = exchange
-        self._done: Done | None = done
-        self._attempt = 0
-        self._deadline = 0.0
-        self._timer: asyncio.TimerHandle | None = None
-
-    def __repr__(self) -> str:
-        return f"<Flight {self.incoming.subject}: {'over' if self._done is None else f'try {self._attempt}'}>"
-
-    def send(self) -> None:
-        """Try once (more)."""
-        exchange, incoming = self._exchange, self.incoming
-        if self._timer is not None:  # of a wait that something else has ended
-            self._timer.cancel()
-            self._timer = None
-        left = exchange.timeout if self._deadline == 0.0 else self._deadline - exchange.loop.time()
-        if left <= 0:
-            self.finish(TimeUp(f"no answer within {exchange.timeout:g} s"))
-            return
-        head = incoming.head
-        if head is None or incoming.turn != exchange.turns:
-            try:
-                head = exchange.prepare(incoming)
-            except HTTPError as error:
-                self.finish(error)
-                return
-        self.sent_to = owner = incoming.owner
-        if owner is not None and (owner.is_starting or owner.is_away):
-            exchange.wait_for_start(self) if owner.is_starting else exchange.away(self)
-            return
-        self._attempt += 1
-        header = head.encode(int(left * 1000), int(time.time() * 1000))
-        try:
-            exchange.bus.carry(self, incoming.subject, self.body, header, left)
-        except NatsDown:
-            self.finish(nats_down())
-        except HTTPError as error:
-            self.finish(error)
-        else:
-            if self._deadline == 0.0:
-                self._deadline = self.due
-
-    def settle(self, outcome: Reply | HTTPError) -> None:
-        """Take what the bus says: try again where that can do no harm, else end."""
-        if type(outcome) is tuple:
-            if not may_retry(outcome[0]):
-                done, self._done = self._done, None
-                if done is not None:
-                    self._exchange.forget(self)
-                    done(outcome)
-                return
-            # Another member may take it at once; after that, not all at the same time.
-            pause = 0.0 if self._attempt == 1 else random.uniform(0.01, 0.03)
-            if self._attempt <= _RETRIES and self._go_again(pause):
-                return
-        elif isinstance(outcome, NoService):
-            if self._exchange.is_paused:
-                self._exchange.hold(self)
-                return
-            if self._exchange.is_settling:  # NATS has just come back, and services may be a moment later
-                self.wait(random.uniform(0.02, 0.06), self.send)
-                return
-            if self._attempt == 1 and self._go_again(random.uniform(0.01, 0.03)):
-                return
-            outcome = self._exchange.nobody(self.incoming)
-        self.finish(outcome)
-
-    def _go_again(self, pause: float) -> bool:
-        loop = self._exchange.loop
-        if not self._exchange.budget.spend() or loop.time() + pause >= self._deadline:
-            return False
-        self._timer = loop.call_later(pause, self.send)
-        return True
-
-    @property
-    def is_sent(self) -> bool:
-        """Whether it is on the bus."""
-        return self._attempt > 0 and self._timer is None and self._done is not None
-
-    def look_again(self) -> None:
-        """Send a request that was meant for nobody to the natsweb service that has appeared: none has run it."""
-        try:
-            self._exchange.prepare(self.incoming)
-        except HTTPError as error:
-            self.finish(error)
-            return
-        if self.incoming.owner is not None and self.incoming.owner.is_natsweb:
-            self._exchange.bus.drop(self)
-            self.send()
-
-    def wait(self, seconds: float, then: Callable[[], None]) -> None:
-        """Call `then` after `seconds`, or at the deadline, unless something else happens first."""
-        loop = self._exchange.loop
-        if self._deadline == 0.0:
-            self._deadline = loop.time() + self._exchange.timeout
-        self._timer = loop.call_at(min(loop.time() + seconds, self._deadline), then)
-
-    def finish(self, outcome: Reply | HTTPError) -> None:
-        """End with an outcome, unless it has ended."""
-        done = self._done
-        if done is not None:
-            self.drop()
-            done(outcome)
-
-    def drop(self) -> None:
-        """End without an outcome: nobody waits for it any more."""
-        if self._done is not None:
-            self._done = None
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-            self._exchange.bus.drop(self)
-            self._exchange.forget(self)
-
-
 class Exchange:
     """Carries requests over `bus` to the services below `root`, each for `timeout` seconds at most."""
 
     def __init__(self, bus: Bus, root: str, *, timeout: float = 10.0, limits: Limits | None = None) -> None:
         self.bus = bus
+        self.window = WINDOW
+        self.reply_prefixes = tuple([prefix.encode() for prefix in REPLY_PREFIXES])
         self.root = check_root(root)
         self.timeout = timeout
         self.limits = limits or Limits()
-        self.budget = _Budget()
+        self.budget = Budget()
         self.loop = asyncio.get_running_loop()
         self._flights: set[Flight] = set()
+        self._streams: set[Flight] = set()
         self._pending_bytes = 0
         self.directory: Directory | None = None
         self.known_only = False
@@ -275,7 +89,7 @@ class Exchange:
         self._hold_for: float | None = None
 
     def __repr__(self) -> str:
-        return f"<Exchange below {self.root}: {len(self._flights)} requests under way>"
+        return f"<Exchange below {self.root}: {len(self._flights)} requests under way, {len(self._streams)} streams>"
 
     # ── whether a request can cross ──
 
@@ -284,15 +98,23 @@ class Exchange:
         """Largest request body in bytes, with the smallest of header blocks."""
         return self.bus.max_payload - self.limits.margin
 
-    def admit(self, length: int | None) -> None:
-        """Raise `Overloaded`, `TooLarge` or `NatsDown` before a body is read; `length` is its size, if known."""
+    def admit(self) -> None:
+        """Raise `Overloaded` or `NatsDown` before anything of a request is looked at."""
         if not self.bus.is_connected:
             raise nats_down()
         self._check_pending()
-        if length is not None and length > self.max_body:
-            raise self.too_large()
+
+    def may_stream(self, incoming: Incoming) -> bool:
+        """Tell whether the service that is meant is known to take a body as a stream."""
+        return bool(self.window) and incoming.owner is not None and incoming.owner.streams
+
+    def wants_stream(self, incoming: Incoming) -> bool:
+        """Tell whether the route that is meant takes its body as it comes."""
+        return incoming.owner is not None and incoming.owner.takes_body
 
     def _check_pending(self) -> None:
+        if len(self._streams) >= self.limits.streams:
+            raise Overloaded("the gateway has as many streams and WebSockets open as it may have")
         if len(self._flights) >= self.limits.pending or self._pending_bytes > self.limits.pending_bytes:
             raise Overloaded("the gateway has as many requests under way as it may have")
 
@@ -349,7 +171,7 @@ class Exchange:
         incoming.subject = to_subject(self.root, incoming.raw_path.decode("latin-1"), limit=self.limits.subject)
         owner = None
         if self.directory is not None:
-            owner = self.directory.owner(incoming.method, self._tokens(incoming))
+            owner = self.directory.owner(WEBSOCKET if incoming.upgrade else incoming.method, self._tokens(incoming))
             if owner is None and self.known_only:
                 raise NoService("no service has this path")
         incoming.owner = owner
@@ -361,6 +183,9 @@ class Exchange:
             client=incoming.client,
             scheme=incoming.scheme,
             service=self._name(owner),
+            window=self.window,
+            more=incoming.more,
+            upgrade=incoming.upgrade,
         )
         return incoming.head
 
@@ -378,9 +203,17 @@ class Exchange:
         below = incoming.subject[len(self.root) + 1 :]
         return below.split(".") if below else []
 
+    def streams(self, flight: Flight) -> None:
+        """Hear that a flight streams from now on: it is no longer one that waits for its answer."""
+        self._flights.discard(flight)
+        self._streams.add(flight)
+        self._pending_bytes -= len(flight.body)
+        flight.body = b""
+
     def forget(self, flight: Flight) -> None:
         """Take a flight that is over off the books."""
         self._flights.discard(flight)
+        self._streams.discard(flight)
         self._pending_bytes -= len(flight.body)
         if self._starting:
             self._starting.discard(flight)
@@ -388,8 +221,11 @@ class Exchange:
             self._held.discard(flight)
 
     async def forward(self, incoming: Incoming, body: bytes) -> Response:
-        """Return the response to a request; every failure is a response as well. Cancelling drops the request."""
-        landed: asyncio.Future[Reply | HTTPError] = self.loop.create_future()
+        """Return the response to a request; every failure is a response as well. Cancelling drops the request.
+
+        For one who takes no stream: set `window` to 0 before.
+        """
+        landed: asyncio.Future[Any] = self.loop.create_future()
         try:
             flight = self.launch(incoming, body, landed.set_result)
         except HTTPError as error:
@@ -402,9 +238,13 @@ class Exchange:
 
     def cut(self) -> int:
         """End everything under way with a 503; return how many that were."""
-        flights = list(self._flights)
+        flights = [*self._flights, *self._streams]
+        stopping = Stopping("the gateway stopped before the answer was there")
         for flight in flights:
-            flight.finish(Stopping("the gateway stopped before the answer was there"))
+            if flight.opened and flight.stream is not None:
+                flight.stream.fail_with(stopping)
+            else:
+                flight.finish(stopping)
         return len(flights)
 
     @property
@@ -417,7 +257,7 @@ class Exchange:
     def turn(self) -> None:
         """Look again whose requests are: services have come or gone."""
         self.turns += 1
-        for flight in [one for one in self._flights if one.sent_to is None and one.is_sent]:
+        for flight in [one for one in self._flights if one.sent_to is None and one.is_sent and one.stream is None]:
             flight.look_again()
         waiting, self._starting = self._starting, set()
         for flight in waiting:
@@ -449,7 +289,7 @@ class Exchange:
         """Have those services looked for that have not said a word for a while."""
         self._listener = None
         before = self.loop.time() + self.timeout - _SILENCE
-        silent = [one for one in self._flights if one.due < before]
+        silent = [one for one in self._flights if one.due < before and one.stream is None]
         if self.directory is not None:
             for name in {one.sent_to.name for one in silent if one.sent_to is not None}:
                 self.directory.suspect(name)
@@ -514,8 +354,3 @@ def to_response(outcome: Reply | HTTPError, method: str) -> Response:
 def address(host: str, port: int) -> str:
     """Return `host:port`, with an IPv6 address in brackets (RFC 3986 section 3.2.2)."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def nats_down() -> NatsDown:
-    """Return the error of a gateway without a connection to NATS."""
-    return NatsDown("the gateway has no connection to NATS", headers={"retry-after": "1"})

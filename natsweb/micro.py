@@ -25,6 +25,7 @@ __all__ = [
     "STATE",
     "STATS",
     "STREAMS",
+    "WEBSOCKET",
     "WIRE",
     "Announcement",
     "Endpoint",
@@ -55,6 +56,9 @@ _ID = r"^[A-Za-z0-9_-]{1,128}$"
 #: A service that starts has not subscribed yet; one that stops takes no more.
 State = Literal["starting", "up", "down"]
 
+#: Stands among the methods of an endpoint that takes WebSockets.
+WEBSOCKET = "WEBSOCKET"
+
 #: Keys of metadata.
 METHOD, PATH, STREAMS = "http.method", "http.path", "natsweb.streams"
 WIRE, ROOT, ROUTES, STATE = "natsweb.wire", "natsweb.root", "natsweb.routes", "natsweb.state"
@@ -82,6 +86,11 @@ class Endpoint(BaseModel):
     def path(self) -> str | None:
         """Its path template."""
         return (self.metadata or {}).get(PATH)
+
+    @property
+    def takes_body(self) -> bool:
+        """Whether it takes its body as it comes."""
+        return (self.metadata or {}).get(STREAMS) == "body"
 
     @property
     def streams(self) -> bool:

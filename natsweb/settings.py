@@ -24,7 +24,8 @@ class Limits:
     """Bounds of a gateway: sizes in bytes, times in seconds.
 
     `subject` is the length of a subject, `header_bytes` and `header_count` bound the header block, `pending` and
-    `pending_bytes` what waits for answers at once, `margin` is kept free below the server's max_payload.
+    `pending_bytes` what waits for answers at once, `streams` the answers that
+    stream and the open WebSockets, `margin` is kept free below the server's max_payload.
     The timeouts: for a whole request head, between pieces of a body, for a connection at rest, and for a client that
     does not read.
     """
@@ -34,6 +35,7 @@ class Limits:
     header_count: int = 100
     pending: int = 1024
     pending_bytes: int = 64 * 1024 * 1024
+    streams: int = 10_000
     margin: int = 1024
     head_timeout: float = 10.0
     body_timeout: float = 20.0

@@ -16,28 +16,22 @@ from collections.abc import Coroutine
 from typing import Any, Protocol
 
 from natsweb.bus import Bus, Message, Subscription
-from natsweb.deadlines import Deadlines, Timed
-from natsweb.errors import (
-    HandlerFailed,
-    HTTPError,
-    NatsRefused,
-    NotAcceptable,
-    Overloaded,
-    ReplyTooLarge,
-    Stopping,
-    TimeUp,
-    TooLarge,
-)
-from natsweb.messages import Call, Pieces, Response
+from natsweb.deadlines import Deadlines
+from natsweb.errors import BadRequest, HandlerFailed, HTTPError, NatsRefused, Overloaded, Stopping, TimeUp
+from natsweb.jobs import Job
+from natsweb.messages import Call, Response
 from natsweb.replies import problem
 from natsweb.subjects import REPLY_PREFIXES, subject_tokens
-from natsweb.wire import decode_request, encode_response
+from natsweb.wire import decode_request
 
 __all__ = ["App", "Worker"]
 
 logger = logging.getLogger("natsweb.worker")
 
 _CLOCK_SKEW = 5.0
+_ACCEPT_AFTER = 45_000_000  # nanoseconds
+_ACCEPT_PAUSE = 0.025
+_LARGE = 64 * 1024
 _KNOWN = 512
 
 
@@ -57,24 +51,11 @@ class App(Protocol):
         ...
 
 
-class _Job(Timed):
-    """One request under way: answered at most once."""
-
-    __slots__ = ("answered", "call", "reply", "started", "task", "timeout")
-
-    def __init__(self, call: Call, reply: str) -> None:
-        self.call = call
-        self.reply = reply
-        self.answered = False
-        self.started = time.perf_counter_ns()
-        self.timeout = 0.0
-        self.task: asyncio.Task[None] | None = None
-
-
 class Worker:
     """Serves `app` on `bus` below `root` (default: the app's own).
 
-    `concurrency` bounds the requests under way, `timeout` is for requests that say none (seconds),
+    `concurrency` bounds the requests under way, `max_streams` those whose answer streams and the open WebSockets,
+    `timeout` is for requests that say none (seconds),
     `reply_prefixes` are the subjects that answers may go to.
     """
 
@@ -85,31 +66,36 @@ class Worker:
         *,
         root: str | None = None,
         concurrency: int = 100,
+        max_streams: int = 10_000,
         timeout: float = 10.0,
         reply_prefixes: tuple[str, ...] = REPLY_PREFIXES,
     ) -> None:
-        self._bus = bus
+        self.bus = bus
         self._app = app
         self._root = root or app.root
         self._concurrency = concurrency
+        self._max_streams = max_streams
         self._timeout = timeout
         self._reply_prefixes = reply_prefixes
         self._paths: dict[str, list[str]] = {}  # tokens by subject, of the last few
-        self._jobs: set[_Job] = set()
+        self._waiting: set[Job] = set()
+        self._streaming: set[Job] = set()
         self._subscriptions: list[Subscription] = []
-        self._deadlines = Deadlines(lambda: self._jobs, self._time_up)
+        self._deadlines = Deadlines(lambda: self._waiting, self._time_up)
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._stopping = False
         self._loop = asyncio.get_running_loop()
         self._idle: asyncio.Event | None = None
 
     def __repr__(self) -> str:
         state = "live" if self._subscriptions else "stopped"
-        return f"<Worker {self._app.name} below {self._root}: {state}, {len(self._jobs)} requests under way>"
+        return f"<Worker {self._app.name} below {self._root}: {state}, {len(self._waiting)} requests under way>"
 
     async def start(self) -> None:
         """Subscribe; when this returns, the server sends requests here."""
         for pattern in self._app.patterns(self._root):
-            self._subscriptions.append(await self._bus.subscribe(pattern, self._receive, queue=self._app.queue))
-        await self._bus.flush()
+            self._subscriptions.append(await self.bus.subscribe(pattern, self._receive, queue=self._app.queue))
+        await self.bus.flush()
 
     async def stop(self, grace: float = 25.0) -> bool:
         """Take no more requests, finish those that are here, send their answers; True if all were finished.
@@ -121,24 +107,29 @@ class Worker:
             subscription.stop()
         self._subscriptions.clear()
         await self._round_trip()
-        if self._jobs:
+        self._stopping = True
+        for job in [*self._waiting, *self._streaming]:
+            self._end_stream(job)
+        if self._waiting or self._streaming:
             self._idle = asyncio.Event()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace):
                     await self._idle.wait()
-        left = list(self._jobs)
+        left = [*self._waiting, *self._streaming]
         for job in left:
-            self._answer(job, problem(Stopping("the service stopped before the handler had finished")))
-            self._cancel(job)
+            job.answer(problem(Stopping("the service stopped before the handler had finished")))
+            job.cancel()
         if left:
             await asyncio.wait([job.task for job in left if job.task is not None], timeout=1.0)
         await self._round_trip()
         self._deadlines.close()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
         return not left
 
     async def _round_trip(self) -> None:
         try:
-            await self._bus.flush()
+            await self.bus.flush()
         except (HTTPError, NatsRefused) as error:
             logger.warning("stopping %s without a round trip to NATS: %s", self._app.name, error)
 
@@ -156,7 +147,7 @@ class Worker:
         try:
             call = decode_request(self._paths.get(subject) or self._find_path(subject), header, payload)
         except HTTPError as error:
-            self._answer(_Job(Call("GET", []), reply), problem(error))
+            Job(self, Call("GET", []), reply).answer(problem(error))
             return
         if call.service is not None and call.service != self._app.name:
             return
@@ -166,14 +157,26 @@ class Worker:
         elif call.sent is not None and time.time() - call.sent / 1000 > timeout + _CLOCK_SKEW:
             logger.debug("dropped a request that sat in a stalled pipe for longer than its time")
             return
-        job = _Job(call, reply)
-        if len(self._jobs) >= self._concurrency:
-            self._answer(job, problem(Overloaded("the service has as many requests as it takes"), executed=False))
+        job = Job(self, call, reply)
+        if len(self._waiting) >= self._concurrency or len(self._streaming) >= self._max_streams:
+            job.answer(problem(Overloaded("the service has as many requests as it takes"), executed=False))
             return
+        call.channel = job
         job.timeout = timeout
         job.due = self._deadlines.start(timeout)
-        self._jobs.add(job)
+        self._waiting.add(job)
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(_ACCEPT_PAUSE, self._sweep)
+        if call.more or call.upgrade:
+            self._begin(job)
         job.task = _new_task(self._run(job), self._loop)
+
+    def _begin(self, job: Job) -> None:
+        """Make ready for the rest of a body, or for a WebSocket."""
+        if job.caller and (job.window or not job.call.upgrade):
+            job.begin()
+        else:
+            job.answer(problem(BadRequest("a stream needs a caller that takes one (Nw-Accept)")))
 
     def _find_path(self, subject: str) -> list[str]:
         """Return the tokens of a subject that was not asked for lately; raises `BadPath`."""
@@ -183,20 +186,23 @@ class Worker:
         self._paths[subject] = tokens
         return tokens
 
-    async def _run(self, job: _Job) -> None:
+    async def _run(self, job: Job) -> None:
         try:
             response = await self._app.handle(job.call)
             if not isinstance(response, Response):
                 raise TypeError(f"{self._app.name} answered with {type(response).__name__}, not a Response")
-            if response.pieces is not None:
-                response = await _collect(response, response.pieces, job.call.method, self._bus.max_payload)
+            if job.socket is not None:
+                await job.end_socket(response)
+            elif response.pieces is not None or len(response.body) > _LARGE:
+                await job.send(response)
+            else:
+                job.answer(response)
         except asyncio.CancelledError:
             # Cancelled by us, it has its answer; a handler that cancels itself still owes one.
-            response = problem(HandlerFailed("the handler cancelled itself"))
+            job.answer(problem(HandlerFailed("the handler cancelled itself")))
         except BaseException:
             logger.exception("serving a request of %s failed", self._app.name)
-            response = problem(HandlerFailed("the service failed; its log says why"))
-        self._answer(job, response)
+            job.answer(problem(HandlerFailed("the service failed; its log says why")))
         try:
             if job.call.after is not None:
                 job.due = math.inf  # what follows the answer has its own deadlines
@@ -204,52 +210,45 @@ class Worker:
         finally:
             if job.call.counter is not None:  # its route was found when it had been answered already
                 job.call.counter.abandon()
-            self._jobs.discard(job)
-            job.task = None  # no cycle stays behind for the garbage collector
-            if self._idle is not None and not self._jobs:
+            self._waiting.discard(job)
+            self._streaming.discard(job)
+            job.let_go()
+            if self._idle is not None and not self._waiting and not self._streaming:
                 self._idle.set()
 
-    def _time_up(self, job: _Job) -> None:
-        self._answer(job, problem(TimeUp(f"the handler did not answer within {job.timeout:g} s")))
-        self._cancel(job)
+    def _time_up(self, job: Job) -> None:
+        job.answer(problem(TimeUp(f"the handler did not answer within {job.timeout:g} s")))
+        job.cancel()
 
-    @staticmethod
-    def _cancel(job: _Job) -> None:
-        if job.task is not None:
-            job.task.cancel()
+    # ── what jobs ask for ──
 
-    def _answer(self, job: _Job, response: Response) -> None:
-        """Publish the one answer of a request; later ones go nowhere."""
-        if job.answered:
-            return
-        job.answered = True
-        counter = job.call.counter
-        if counter is not None:
-            job.call.counter = None
-            counter.finish(time.perf_counter_ns() - job.started, response.status)
-        if not job.reply:
-            return
-        try:
-            self._publish(job, response)
-        except TooLarge:
-            limit = self._bus.max_payload
-            logger.error("the answer to %s %s is larger than max_payload (%d bytes)", *_who(job), limit)
-            self._publish_instead(job, ReplyTooLarge("the answer does not fit into one NATS message"))
-        except HTTPError as error:
-            logger.warning("the answer to %s %s was not sent: %s", *_who(job), error.detail)
-        except Exception:
-            logger.exception("the answer to %s %s is none that can be sent", *_who(job))
-            self._publish_instead(job, HandlerFailed("the handler's answer cannot be sent; the log says why"))
+    def streams(self, job: Job) -> None:
+        """Hear that a job streams: it counts no more as under way, and may have to end when the worker stops."""
+        if job in self._waiting:
+            self._waiting.discard(job)
+            self._streaming.add(job)
+        if self._stopping:
+            self._end_stream(job)
 
-    def _publish_instead(self, job: _Job, error: HTTPError) -> None:
-        try:
-            self._publish(job, problem(error))
-        except HTTPError as why:
-            logger.warning("the answer to %s %s was not sent: %s", *_who(job), why.detail)
+    def _end_stream(self, job: Job) -> None:
+        """End what would never end by itself: feeds end well, WebSockets with 1012 (service restart)."""
+        socket = job.socket
+        if socket is not None and socket.is_accepted:
+            socket.say_goodbye(1012, "the service stops")
+            job.leave()
+        elif job.ends_well:
+            job.cancel()
 
-    def _publish(self, job: _Job, response: Response) -> None:
-        header, payload = encode_response(response, method=job.call.method, retry=response.retry)
-        self._bus.publish(job.reply, payload, header=header)
+    def _sweep(self) -> None:
+        """Accept what has not been answered at once: its caller knows then whom to tell that nobody waits any more."""
+        before = time.perf_counter_ns() - _ACCEPT_AFTER
+        for job in self._waiting:
+            if job.started <= before:
+                try:
+                    job.accept()
+                except HTTPError as error:
+                    logger.debug("no accept was sent: %s", error.detail)
+        self._sweeper = self._loop.call_later(_ACCEPT_PAUSE, self._sweep) if self._waiting else None
 
 
 if sys.version_info >= (3, 12):
@@ -263,27 +262,3 @@ else:
     def _new_task(work: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
         """Start a task, with a name: to number it takes longer."""
         return asyncio.Task(work, loop=loop, name="natsweb request")
-
-
-async def _collect(response: Response, pieces: Pieces, method: str, largest: int) -> Response:
-    """Return a streamed answer as one message, for a caller that takes no more than that; 406 if it is too large."""
-    body = bytearray()
-    try:
-        async for piece in pieces.source:
-            if method == "HEAD":
-                break
-            body += piece
-            if len(body) > largest:
-                return problem(NotAcceptable(f"the answer is a stream of more than one NATS message ({largest} bytes)"))
-    except Exception as error:
-        if body or pieces.failed is None:
-            raise
-        return await pieces.failed(error)
-    finally:
-        await pieces.close()
-    headers = response.headers if method == "HEAD" else response.headers.without("content-length")
-    return Response.trusted(response.status, headers, bytes(body))
-
-
-def _who(job: _Job) -> tuple[str, str]:
-    return job.call.method, job.call.raw_path

@@ -17,7 +17,8 @@ from natsweb.catalogue import Owner
 from natsweb.discovery import Directory, Presence, ask_all, collect, overlaps, survey
 from natsweb.embedded import embedded_server
 from natsweb.errors import NatsDown
-from natsweb.exchange import Exchange, Incoming
+from natsweb.exchange import Exchange
+from natsweb.flights import Incoming
 from natsweb.front import Front
 from natsweb.gateway import Gateway
 from natsweb.member import Member

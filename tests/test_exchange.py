@@ -4,7 +4,8 @@ import asyncio
 
 from natsweb.bus import MemoryBus
 from natsweb.catalogue import Owner
-from natsweb.exchange import Exchange, Incoming
+from natsweb.exchange import Exchange
+from natsweb.flights import Incoming
 
 
 class Directory:

@@ -101,7 +101,8 @@ async def _call(
     as_json: bool,
 ) -> int:
     from natsweb.discovery import Directory
-    from natsweb.exchange import Exchange, Incoming
+    from natsweb.exchange import Exchange
+    from natsweb.flights import Incoming
 
     target, _, query = path.partition("?")
     async with connected(nats, context, "call") as bus:

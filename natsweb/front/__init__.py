@@ -8,6 +8,7 @@ gateway knows nothing of this.
 import asyncio
 import contextlib
 import functools
+import importlib.util
 import os
 import socket
 from collections.abc import Generator
@@ -67,7 +68,8 @@ class Front:
         config = uvicorn.Config(
             gateway,
             http=functools.partial(Connection, self),  # type: ignore[arg-type]  # any callable makes a protocol
-            ws="none",
+            ws="websockets-sansio" if importlib.util.find_spec("websockets") else "none",
+            ws_max_size=gateway.ws_max_size,
             lifespan="off",
             log_config=None,
             access_log=False,

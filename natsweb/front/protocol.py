@@ -7,6 +7,7 @@ one queue. Its own state machine, timers and error answers; sockets, TLS and flo
 """
 
 import asyncio
+import functools
 import logging
 from collections import deque
 from typing import Any, Protocol
@@ -18,9 +19,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from natsweb.bus import Reply
 from natsweb.errors import BadRequest, HeadersTooLarge, HTTPError, MethodNotAllowed, SubjectTooLong, phrase
-from natsweb.exchange import FORWARDED_METHODS, Exchange, Flight, Incoming, address
+from natsweb.exchange import FORWARDED_METHODS, Exchange, address
+from natsweb.flights import Flight, Incoming, Opened
+from natsweb.front.streaming import StreamedAnswer
 from natsweb.front.strict import Head, check_head, plain_line, split_target
+from natsweb.gateway import CutOff
 from natsweb.headers import Headers
+from natsweb.pipes import Reader
 from natsweb.replies import problem
 from natsweb.settings import Limits
 from natsweb.wire import decode_reply
@@ -70,9 +75,10 @@ class Owner(Protocol):
 class _Ready:
     """A complete request for the fast door, or an answer that is ready already."""
 
-    __slots__ = ("body", "incoming", "keep_alive", "refusal")
+    __slots__ = ("body", "incoming", "is_old", "keep_alive", "refusal")
 
     def __init__(self, incoming: Incoming, body: bytes, keep_alive: bool, refusal: HTTPError | None = None) -> None:
+        self.is_old = False  # HTTP/1.0
         self.incoming = incoming
         self.body = body
         self.keep_alive = keep_alive
@@ -80,6 +86,11 @@ class _Ready:
 
 
 _NOTHING = Incoming("GET", b"", b"", b"")
+
+
+def _is_handshake(method: str, head: Head, headers: list[tuple[bytes, bytes]]) -> bool:
+    """Tell whether a request opens a WebSocket (RFC 6455 section 4.1), and does not only mention one."""
+    return method == "GET" and head.upgrade == b"websocket" and any(name == b"sec-websocket-key" for name, _ in headers)
 
 
 class _CycleTransport:
@@ -114,6 +125,8 @@ class Connection(HttpToolsProtocol):
         self._queue: deque[_Ready | RequestResponseCycle] = deque()
         self._running: _Ready | RequestResponseCycle | None = None
         self._flight: Flight | None = None
+        self._streamed: StreamedAnswer | None = None
+        self._buffered = 0
         self._answered = False
         self._began = self.since
         self._deaf = False
@@ -127,7 +140,7 @@ class Connection(HttpToolsProtocol):
         self._path = b""
         self._query = b""
         self._fast = False
-        self._replay = False
+        self._replay = self._handover = False
         self._keep_alive = True
         self._parts: list[bytes] = []
         self._parsing = False
@@ -227,6 +240,9 @@ class Connection(HttpToolsProtocol):
             self._fault = None
             self._refuse(error)
         except httptools.HttpParserUpgrade as upgrade:
+            if self._handover:
+                self._hand_over(data[upgrade.args[0] :])
+                return b""
             return self._without_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserInvalidMethodError:
             self._refuse(HTTPError(501, "this server does not know the method", reason="unknown_method"))
@@ -257,7 +273,9 @@ class Connection(HttpToolsProtocol):
     def shutdown(self) -> None:
         """Close when the answers under way are out: the server stops."""
         self._stopping = True
-        if self._running is None:
+        if self._streamed is not None and self._streamed.is_feed:
+            self._streamed.end_now()
+        elif self._running is None:
             # A connection that has asked nothing yet was accepted all the same: its first request gets its answer.
             if self._answered:
                 self._close()
@@ -303,11 +321,15 @@ class Connection(HttpToolsProtocol):
         """Go on: the client reads again."""
         super().resume_writing()
         self.since = self.loop.time()
+        if self._streamed is not None:
+            self._streamed.resume()
         if self._running is None:
             self._next()
 
     def check_time(self, now: float) -> None:
         """Close, with a 408 where a request has begun, what took longer than its limit."""
+        if self.flow.write_paused and (waits := self.transport.get_write_buffer_size()) != self._buffered:
+            self._buffered, self.since = waits, now  # slow, but it reads
         limits, spent = self._limits, now - self.since
         if self.transport.is_closing() or self.flow.write_paused:
             if spent > limits.write_timeout:
@@ -333,7 +355,7 @@ class Connection(HttpToolsProtocol):
         self.headers = []
         self._head = None
         self._head_size = 0
-        self._replay = False
+        self._replay = self._handover = False
         self._entered = None
         self._parts = []
         self._parsing = True
@@ -391,6 +413,16 @@ class Connection(HttpToolsProtocol):
         if method == "CONNECT":
             raise MethodNotAllowed("a gateway does not forward CONNECT", allow=FORWARDED_METHODS)
         self._replay = parser.should_upgrade()
+        if self._replay and _is_handshake(method, head, headers):
+            if self.ws_protocol_class is None:
+                raise HTTPError(
+                    501,
+                    'this gateway takes no WebSockets; its host needs pip install "natsweb[ws]"',
+                    reason="no_websockets",
+                )
+            self._path, self._query, _ = split_target(method, self.url)
+            self._handover = self._running is None and not self._queue
+            return
         if self.url == b"*" and method == "OPTIONS":
             self._path, self._query, self._fast = b"*", b"", True
             return
@@ -448,6 +480,7 @@ class Connection(HttpToolsProtocol):
             keep_alive = self._keep_alive and self.parser.should_keep_alive()
             incoming = self._incoming(self._method, self._path, self._query, fields)
             self._whole = item = _Ready(incoming, body, keep_alive)
+            item.is_old = self._version == "1.0"
             self._enter(item)
             return
         cycle = self._entered
@@ -463,6 +496,19 @@ class Connection(HttpToolsProtocol):
         """Leave the parser with an error that `data_received` answers."""
         self._fault = error
         raise error
+
+    def _hand_over(self, rest: bytes) -> None:
+        """Give the connection to uvicorn's WebSocket protocol, with the handshake and all that has come behind it."""
+        self._owner.flush()
+        self._deaf = True
+        self.connections.discard(self)
+        lines = [b"%b: %b\r\n" % field for field in self.headers]
+        target = self._path + (b"?" + self._query if self._query else b"")
+        make: Any = self.ws_protocol_class
+        protocol = make(config=self.config, server_state=self.server_state, app_state=self.app_state)
+        protocol.connection_made(self.transport)
+        self.transport.set_protocol(protocol)
+        protocol.data_received(b"GET %b HTTP/1.1\r\n%b\r\n%b" % (target, b"".join(lines), rest))
 
     def _without_upgrade(self, rest: bytes) -> bytes:
         """Return a request without its Upgrade: no protocol is offered here, and httptools skips the body."""
@@ -503,7 +549,7 @@ class Connection(HttpToolsProtocol):
             item.keep_alive = item.keep_alive and not last
             self.doing = BODY if item.more_body else ANSWER
             self._owner.flush()
-            self._start_asgi_task(item, self._app)
+            self._start_asgi_task(item, functools.partial(self._run_door, item))
             return
         if item.refusal is not None:
             self._answer(item, item.refusal)
@@ -527,12 +573,73 @@ class Connection(HttpToolsProtocol):
         if self._running is item:
             self._flight = flight
 
-    def _landed(self, outcome: Reply | HTTPError) -> None:
+    def _landed(self, outcome: Reply | Opened | HTTPError) -> None:
         """Write the outcome of the flight under way."""
-        self._flight = None
         item = self._running
+        if isinstance(outcome, Opened):
+            if isinstance(item, _Ready) and not self.transport.is_closing():
+                self._open(item, outcome)
+            else:
+                outcome.flight.drop()
+            return
+        self._flight = None
         if isinstance(item, _Ready) and not self.transport.is_closing():
             self._answer(item, outcome)
+
+    # ── an answer that streams ──
+
+    def _open(self, item: _Ready, opened: Opened) -> None:
+        """Begin an answer that comes in pieces."""
+        method, status = item.incoming.method, opened.status
+        if status in (204, 205, 304) or method == "HEAD":
+            opened.flight.drop()
+            self._flight = None
+            self._write(status, opened.lines, b"", method, item.keep_alive)
+            return
+        self._flight = opened.flight
+        if self._owner.log:
+            self._log_answer(method, status)
+        last = (self._stopping or self._deaf or self._owner.stopping) and not self._queue
+        head = _STATUS_LINES[status] + self._owner.date_lines()
+        keep_alive = item.keep_alive and not last
+        self._streamed = answer = StreamedAnswer(self, opened, head, keep_alive=keep_alive, is_old=item.is_old)
+        reader = opened.stream.sink
+        assert isinstance(reader, Reader)
+        reader.drain_into(answer)
+        if self._owner.stopping and answer.is_feed and self._streamed is answer:
+            answer.end_now()
+
+    def put(self, data: bytes) -> None:
+        """Write a piece of an answer: see `Line`."""
+        self._owner.write(self.transport, data)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the client does not read as fast as it is written to: see `Line`."""
+        return self.flow.write_paused
+
+    def answered(self, keep_alive: bool) -> None:
+        """Go on behind an answer that came in pieces: see `Line`."""
+        self._streamed = self._flight = None
+        if not self.transport.is_closing():
+            self._finished(keep_alive and not (self._stopping and not self._queue))
+
+    def cut_off(self, *, visibly: bool) -> None:
+        """Close in the middle of an answer: see `Line`."""
+        self._streamed = self._flight = None
+        self._running = None
+        self._deaf = True
+        self._queue.clear()
+        self._owner.flush()
+        if visibly:
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+    def pause_writing(self) -> None:
+        """Note that the client does not read as fast as it is written to."""
+        super().pause_writing()
+        self.since, self._buffered = self.loop.time(), 0
 
     def _answer(self, item: _Ready, outcome: Reply | HTTPError) -> None:
         try:
@@ -649,6 +756,17 @@ class Connection(HttpToolsProtocol):
             cycle.message_event.set()
         cycle.on_response = lambda: self._cycle_done(cycle)
         return cycle
+
+    async def _run_door(self, cycle: RequestResponseCycle, scope: Any, receive: Any, send: Any) -> None:
+        """Run the ASGI door; an answer that it cannot finish ends the connection."""
+        try:
+            await self._app(scope, receive, send)
+        except CutOff as why:
+            logger.debug("an answer was cut off: %s", why)
+            if self._running is cycle and not cycle.disconnected:
+                cycle.disconnected = True
+                lengths = [name for name, _ in cycle.scope["headers"] if name == b"content-length"]
+                self.cut_off(visibly=self._version == "1.0" and not lengths)
 
     async def _logged(self, scope: Any, receive: Any, send: Any) -> None:
         """Run the ASGI door, and log its answer."""

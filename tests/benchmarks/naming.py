@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 from natsweb.bus import Asked, MemoryBus
 from natsweb.discovery import Directory
-from natsweb.exchange import Exchange, Incoming
+from natsweb.exchange import Exchange
+from natsweb.flights import Incoming
 from natsweb.micro import METHOD, PATH, WIRE, Endpoint, Info
 
 __all__ = ["NAMING_BAR", "Naming", "measure_naming"]

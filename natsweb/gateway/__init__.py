@@ -6,25 +6,23 @@ reads the body, lets the exchange decide and carry, and writes the answer. It im
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
-from typing import Any
-from urllib.parse import quote, unquote_to_bytes
 
 from natsweb.bus import Bus
 from natsweb.discovery import Directory
 from natsweb.errors import HTTPError, Mistake, NatsRefused, NatsUnreachable
-from natsweb.exchange import Exchange, Incoming, address, nats_down
+from natsweb.exchange import Exchange
+from natsweb.flights import nats_down
+from natsweb.gateway.http import CutOff, carry, send_response
+from natsweb.gateway.scopes import Receive, Scope, Send, path_below_mount
+from natsweb.gateway.websocket import carry_socket
 from natsweb.messages import Response
 from natsweb.natsbus import connect
 from natsweb.replies import problem
 from natsweb.settings import Limits, Nats, find_nats
+from natsweb.streams import MAX_MESSAGE
 from natsweb.subjects import check_root
 
-__all__ = ["Gateway"]
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+__all__ = ["CutOff", "Gateway"]
 
 _TRY_AGAIN = 1.0
 
@@ -40,6 +38,7 @@ class Gateway:
 
     With `discovery` it knows which services are there and names the one that is meant; with `known_only`, what
     no service has claimed is 404 at once, without asking NATS. `health` answers `/healthz` and `/readyz` itself.
+    `ws_max_size` is the largest WebSocket message in bytes.
 
     Raises `SettingsError` for a root that could reach system subjects.
     """
@@ -55,6 +54,7 @@ class Gateway:
         discovery: bool = True,
         known_only: bool = False,
         health: bool = True,
+        ws_max_size: int = MAX_MESSAGE,
     ) -> None:
         self.root = check_root(root)
         self._nats = nats
@@ -65,6 +65,7 @@ class Gateway:
         self._discovery = discovery
         self._known_only = known_only
         self._health = health
+        self.ws_max_size = ws_max_size
         self._exchange: Exchange | None = None
         self.directory: Directory | None = None
         self._starting = asyncio.Lock()
@@ -142,27 +143,33 @@ class Gateway:
     # ── ASGI ──
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one ASGI scope: `http`, or `lifespan`. A `websocket` is refused."""
+        """Serve one ASGI scope: `http`, `websocket` or `lifespan`."""
         if scope["type"] == "http":
-            try:
-                response = self._own_answer(scope) or await self._answer(scope, receive)
-            except Exception:
-                logger.exception("carrying a request failed")
-                response = problem(HTTPError(500, "the gateway failed; its log says why", reason="gateway_failed"))
-            if response is not None:
-                await _send(response, scope["method"], send)
+            await self._serve(scope, receive, send)
         elif scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] == "websocket":
-            await receive()
-            await send({"type": "websocket.close", "code": 1008, "reason": "this gateway carries no WebSockets yet"})
+            await carry_socket(self._started, scope, receive, send, largest=self.ws_max_size)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            response = self._own_answer(scope)
+            if response is None:
+                await carry(self._started, scope, receive, send)
+                return
+        except CutOff:
+            raise
+        except Exception:
+            logger.exception("carrying a request failed")
+            response = problem(HTTPError(500, "the gateway failed; its log says why", reason="gateway_failed"))
+        await send_response(response, scope["method"], send)
 
     def _own_answer(self, scope: Scope) -> Response | None:
         """Return the answer to a health check, None for anything else."""
         is_check = scope["method"] in ("GET", "HEAD") and scope["path"].endswith(("/healthz", "/readyz"))
         if not self._health or not is_check:
             return None
-        below = _path_below_mount(scope)
+        below = path_below_mount(scope)
         if below == b"/healthz":
             return Response(body="ok\n")
         if below == b"/readyz":
@@ -193,104 +200,3 @@ class Gateway:
                 await self.stop()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
-
-    async def _answer(self, scope: Scope, receive: Receive) -> Response | None:
-        """Return the response, or None if the client has gone."""
-        try:
-            exchange = await self._started()
-            exchange.admit(_content_length(scope))
-            body = await _read(receive, exchange)
-        except HTTPError as error:
-            response = problem(error)
-            return response.with_headers({"connection": "close"}) if _has_body(scope) else response
-        if body is None:
-            return None
-        client = scope.get("client")
-        try:
-            fields = exchange.encode_fields(list(scope["headers"]))
-        except HTTPError as error:
-            return problem(error)
-        incoming = Incoming(
-            method=scope["method"],
-            raw_path=_path_below_mount(scope),
-            query=scope.get("query_string", b""),
-            fields=fields,
-            client=address(client[0], client[1]) if client else None,
-            scheme=scope.get("scheme", "http"),
-        )
-        return await _unless_gone(exchange.forward(incoming, body), receive)
-
-
-def _has_body(scope: Scope) -> bool:
-    """Tell whether a body was announced, which nobody has read to its end."""
-    return any(
-        name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
-        for name, value in scope["headers"]
-    )
-
-
-async def _unless_gone(work: Coroutine[Any, Any, Response], receive: Receive) -> Response | None:
-    """Return what `work` gives, or None, with the work cancelled, when the client goes first."""
-    answering = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_disconnected(receive))
-    try:
-        await asyncio.wait([answering, leaving], return_when=asyncio.FIRST_COMPLETED)
-        if answering.done() or leaving.exception() is not None:
-            return await answering
-        return None
-    finally:
-        answering.cancel()
-        leaving.cancel()
-        await asyncio.gather(answering, leaving, return_exceptions=True)
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-def _content_length(scope: Scope) -> int | None:
-    for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit():
-            return int(value)
-    return None
-
-
-async def _read(receive: Receive, exchange: Exchange) -> bytes | None:
-    """Return the whole body, or None if the client has gone; raises `TooLarge` at the crossing byte."""
-    chunks: list[bytes] = []
-    size = 0
-    while True:
-        event = await receive()
-        if event["type"] == "http.disconnect":
-            return None
-        chunk = event.get("body", b"")
-        size += len(chunk)
-        if size > exchange.max_body:
-            raise exchange.too_large()
-        if chunk:
-            chunks.append(chunk)
-        if not event.get("more_body", False):
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-
-def _path_below_mount(scope: Scope) -> bytes:
-    """Return the raw path without the segments of `root_path` (ASGI: `path` and `raw_path` include it)."""
-    raw = bytes(scope.get("raw_path") or quote(scope["path"]).encode()).partition(b"?")[0]
-    prefix = scope.get("root_path", "").strip("/")
-    if not prefix:
-        return raw
-    wanted = prefix.encode().split(b"/")
-    segments = raw.split(b"/")[1:]
-    if [unquote_to_bytes(segment) for segment in segments[: len(wanted)]] != wanted:
-        return raw
-    return b"/" + b"/".join(segments[len(wanted) :])
-
-
-async def _send(response: Response, method: str, send: Send) -> None:
-    headers = response.headers.fields
-    bodiless = response.status in (204, 304)
-    if not bodiless and method != "HEAD":  # a length that is not known is better left out
-        headers = [*headers, (b"content-length", b"%d" % len(response.body))]
-    await send({"type": "http.response.start", "status": response.status, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if bodiless else response.body})

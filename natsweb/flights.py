@@ -1,0 +1,414 @@
+"""HTTP requests under way through a gateway: from the first try to the one outcome, which may be a stream.
+
+A `Flight` sends its request with its deadline, and once more where it was surely not executed. It hears that it is
+being worked on, or that its answer streams, and tells the service when nobody waits any more. Which requests may
+cross, and whose they are, is the exchange's business.
+"""
+
+import asyncio
+import math
+import random
+import time
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple, Protocol, TypeAlias
+
+from natsweb.bus import Asked, Bus, Reply
+from natsweb.catalogue import Owner
+from natsweb.errors import BadReply, Disconnected, HTTPError, NatsDown, NoService, TimeUp
+from natsweb.pipes import Stream
+from natsweb.wire import RequestHead, decode_control, decode_reply, may_retry
+
+__all__ = ["Budget", "Done", "Flight", "Incoming", "Opened", "Tower", "nats_down"]
+
+_RETRIES = 2
+
+
+class Opened(NamedTuple):
+    """An answer that streams: its status, its field lines, and where its bytes come from. Status 101 is a WebSocket."""
+
+    status: int
+    lines: bytes
+    stream: Stream
+    flight: "Flight"
+
+
+#: What becomes of a flight: the reply as it came, an answer that streams, or what went wrong.
+Outcome: TypeAlias = Reply | Opened | HTTPError
+
+#: Gets the one outcome of a flight.
+Done: TypeAlias = Callable[[Outcome], None]
+
+
+class Tower(Protocol):
+    """What a flight needs of the exchange that it belongs to."""
+
+    bus: Bus
+    loop: asyncio.AbstractEventLoop
+    budget: "Budget"
+    timeout: float
+    turns: int
+    reply_prefixes: tuple[bytes, ...]
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether requests that nobody listens to are held."""
+        ...
+
+    @property
+    def is_settling(self) -> bool:
+        """Whether the connection came back a moment ago."""
+        ...
+
+    def prepare(self, incoming: "Incoming") -> RequestHead:
+        """Find out where a request goes."""
+        ...
+
+    def nobody(self, incoming: "Incoming") -> HTTPError:
+        """Return the error of a request that nobody listens to."""
+        ...
+
+    def hold(self, flight: "Flight") -> None:
+        """Keep a flight until services are back."""
+
+    def away(self, flight: "Flight") -> None:
+        """End a request to a service that is not there."""
+
+    def wait_for_start(self, flight: "Flight") -> None:
+        """Keep a flight until its service takes requests."""
+
+    def streams(self, flight: "Flight") -> None:
+        """Hear that a flight streams from now on."""
+
+    def forget(self, flight: "Flight") -> None:
+        """Take a flight that is over off the books."""
+
+
+class Incoming:
+    """An HTTP request as a door of the gateway has it: bytes, but for the ASCII method.
+
+    `raw_path` is still percent-encoded and below the gateway's mount; `fields` are the lines that may cross, as
+    `Exchange.encode_fields` gives them. What the exchange makes of it stays with it, until services come or go:
+    clients repeat their requests, and a door may launch the same one again. `owner` is the service that is meant.
+    With `more`, the body goes on in a stream, of `length` bytes if that is known; `upgrade` asks for a WebSocket.
+    """
+
+    __slots__ = (
+        "client",
+        "fields",
+        "head",
+        "method",
+        "more",
+        "owner",
+        "query",
+        "raw_path",
+        "scheme",
+        "subject",
+        "turn",
+        "upgrade",
+    )
+
+    def __init__(
+        self,
+        method: str,
+        raw_path: bytes,
+        query: bytes,
+        fields: bytes,
+        client: str | None = None,
+        scheme: str = "http",
+        *,
+        more: bool = False,
+        upgrade: bool = False,
+    ) -> None:
+        self.method = method
+        self.raw_path = raw_path
+        self.query = query
+        self.fields = fields
+        self.client = client
+        self.scheme = scheme
+        self.more = more
+        self.upgrade = upgrade
+        self.subject = ""
+        self.head: RequestHead | None = None
+        self.owner: Owner | None = None
+        self.turn = 0
+
+    def __repr__(self) -> str:
+        return f"<Incoming {self.method} {self.raw_path.decode('latin-1')}>"
+
+
+class Budget:
+    """Allows retries up to a tenth of the traffic, so that retries never make an overload worse."""
+
+    def __init__(self, share: float = 0.1, reserve: float = 10.0) -> None:
+        self._share = share
+        self._reserve = reserve
+        self._left = reserve
+
+    def __repr__(self) -> str:
+        return f"<Budget: {self._left:.1f} retries>"
+
+    def earn(self) -> None:
+        """Count a request."""
+        if self._left < self._reserve:
+            self._left += self._share
+
+    def spend(self) -> bool:
+        """Tell whether one may be sent again now."""
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True
+
+
+class Flight(Asked):
+    """One request under way: from the first try to its one outcome, or to the end of the stream that this is."""
+
+    __slots__ = (
+        "_attempt",
+        "_deadline",
+        "_done",
+        "_exchange",
+        "_pinned",
+        "_timer",
+        "body",
+        "incoming",
+        "opened",
+        "sent_to",
+        "stream",
+    )
+
+    hears: ClassVar[bool] = True
+
+    #: When the whole of it is due, in the event loop's time: set by the first try, or by waiting for one.
+    _deadline: float
+
+    def __init__(self, exchange: Tower, incoming: Incoming, body: bytes, done: Done) -> None:
+        self.incoming = incoming
+        self.body = body
+        self.reply = b""
+        self.due = math.inf  # until the bus has it
+        self.sent_to: Owner | None = None
+        self._exchange = exchange
+        self._done: Done | None = done
+        self._attempt = 0
+        self._deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._pinned: asyncio.Future[Stream | None] | None = None
+        self.stream: Stream | None = None
+        self.opened = False
+
+    def __repr__(self) -> str:
+        return f"<Flight {self.incoming.subject}: {'over' if self._done is None else f'try {self._attempt}'}>"
+
+    def send(self) -> None:
+        """Try once (more)."""
+        exchange, incoming = self._exchange, self.incoming
+        if self._timer is not None:  # of a wait that something else has ended
+            self._timer.cancel()
+            self._timer = None
+        left = exchange.timeout if self._deadline == 0.0 else self._deadline - exchange.loop.time()
+        if left <= 0:
+            self.finish(TimeUp(f"no answer within {exchange.timeout:g} s"))
+            return
+        head = incoming.head
+        if head is None or incoming.turn != exchange.turns:
+            try:
+                head = exchange.prepare(incoming)
+            except HTTPError as error:
+                self.finish(error)
+                return
+        self.sent_to = owner = incoming.owner
+        if owner is not None and (owner.is_starting or owner.is_away):
+            exchange.wait_for_start(self) if owner.is_starting else exchange.away(self)
+            return
+        self._attempt += 1
+        header = head.encode(int(left * 1000), int(time.time() * 1000))
+        try:
+            exchange.bus.carry(self, incoming.subject, self.body, header, left)
+        except NatsDown:
+            self.finish(nats_down())
+        except HTTPError as error:
+            self.finish(error)
+        else:
+            if self._deadline == 0.0:
+                self._deadline = self.due
+
+    def settle(self, outcome: Reply | HTTPError) -> None:
+        """Take what the bus says: try again where that can do no harm, else end."""
+        if type(outcome) is tuple:
+            if self.stream is not None:
+                self._release()
+            if not may_retry(outcome[0]) or self._pinned_already:
+                done, self._done = self._done, None
+                if done is not None:
+                    self._exchange.forget(self)
+                    done(outcome)
+                return
+            # Another member may take it at once; after that, not all at the same time.
+            pause = 0.0 if self._attempt == 1 else random.uniform(0.01, 0.03)
+            if self._attempt <= _RETRIES and self._go_again(pause):
+                return
+        elif self.opened:
+            if isinstance(outcome, HTTPError) and self.stream is not None:
+                self.stream.fail_with(outcome)
+            return
+        elif isinstance(outcome, NoService):
+            if self._exchange.is_paused:
+                self._exchange.hold(self)
+                return
+            if self._exchange.is_settling:  # NATS has just come back, and services may be a moment later
+                self.wait(random.uniform(0.02, 0.06), self.send)
+                return
+            if self._attempt == 1 and self._go_again(random.uniform(0.01, 0.03)):
+                return
+            outcome = self._exchange.nobody(self.incoming)
+        self.finish(outcome)
+
+    def _go_again(self, pause: float) -> bool:
+        loop = self._exchange.loop
+        if not self._exchange.budget.spend() or loop.time() + pause >= self._deadline:
+            return False
+        self._timer = loop.call_later(pause, self.send)
+        return True
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether it is on the bus."""
+        return self._attempt > 0 and self._timer is None and self._done is not None
+
+    def look_again(self) -> None:
+        """Send a request that was meant for nobody to the natsweb service that has appeared: none has run it."""
+        try:
+            self._exchange.prepare(self.incoming)
+        except HTTPError as error:
+            self.finish(error)
+            return
+        if self.incoming.owner is not None and self.incoming.owner.is_natsweb:
+            self._exchange.bus.drop(self)
+            self.send()
+
+    def wait(self, seconds: float, then: Callable[[], None]) -> None:
+        """Call `then` after `seconds`, or at the deadline, unless something else happens first."""
+        loop = self._exchange.loop
+        if self._deadline == 0.0:
+            self._deadline = loop.time() + self._exchange.timeout
+        self._timer = loop.call_at(min(loop.time() + seconds, self._deadline), then)
+
+    # ── more than one message ──
+
+    def hear(self, reply: bytes, header: bytes | None, payload: bytes) -> None:
+        """Take a message that says where its sender can be reached: an accept, a head, or a part of a stream."""
+        stream = self.stream
+        if stream is not None and (header is None or self.opened):
+            stream.hear(header, payload)
+            return
+        try:
+            if header is None or not self._interim(reply, header):
+                self._exchange.bus.drop(self)  # a reply like any other
+                self.settle((header, payload))
+        except HTTPError as error:
+            self.finish(error)
+
+    def _interim(self, reply: bytes, header: bytes) -> bool:
+        """Take an accept or the head of a stream; False if it is neither."""
+        control = decode_control(header)
+        accept = control.status in (100, 101, 102)
+        stream = self.stream
+        if not accept and not control.stream:
+            if stream is None or (control.flow is None and not control.cancel and control.end is None):
+                return False
+            stream.control(control)
+            if control.end is not None:
+                raise Disconnected("the service ended its answer before it began")
+            return True
+        if stream is None:
+            if not reply.startswith(self._exchange.reply_prefixes):
+                raise BadReply("the service wants to be answered where no inbox is")
+            sent = len(self.body)
+            stream = self.stream = Stream(self._exchange.bus, reply, credit=sent, sent=sent, on_cancel=self._gone)
+        stream.control(control)
+        if control.status == 101 and self.incoming.upgrade:
+            self._open(101, control.lines)
+        elif control.stream:
+            status, lines, _ = decode_reply(header, b"", self.incoming.method)
+            self._open(status, lines)
+        elif control.status == 100 and self._pinned is not None and not self._pinned.done():
+            self._pinned.set_result(stream)
+        if control.timeout is not None and not self.opened:
+            self.give_time(control.timeout)
+        return True
+
+    def _open(self, status: int, lines: bytes) -> None:
+        done, self._done = self._done, None
+        if done is None or self.stream is None:
+            return
+        self.opened = True
+        self.due = math.inf
+        self._exchange.streams(self)
+        done(Opened(status, lines, self.stream, self))
+
+    def _gone(self) -> None:
+        """Hear that the service wants no more of this, or that its process is gone: it may have been executed."""
+        self.finish(Disconnected("the service went away before it had answered"))
+
+    def give_time(self, seconds: float) -> None:
+        """Have the answer due `seconds` from now."""
+        if not self.opened:
+            self.timeout = seconds
+            self.due = self._deadline = self._exchange.loop.time() + seconds
+
+    async def pinned(self) -> Stream | None:
+        """Wait until one member has taken the request, and return where the rest of its body goes.
+
+        None when the request has ended before that.
+        """
+        if self._pinned is None:
+            self._pinned = self._exchange.loop.create_future()
+            if self._done is None and not self.opened:
+                return None
+        return await self._pinned
+
+    @property
+    def _pinned_already(self) -> bool:
+        return self._pinned is not None and self._pinned.done() and self._pinned.result() is not None
+
+    # ── the end ──
+
+    def finish(self, outcome: HTTPError | Reply) -> None:
+        """End with an outcome, unless it has ended."""
+        done = self._done
+        if done is not None:
+            self.drop()
+            done(outcome)
+
+    def drop(self) -> None:
+        """End without an outcome: nobody waits for it any more, and the service is told so."""
+        if self._done is None and not self.opened:
+            return
+        self._done = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self.stream is not None:
+            self.stream.cancel()
+        self.close()
+
+    def close(self) -> None:
+        """Let go of all: it is over, and the service knows."""
+        self.opened = False
+        if self.stream is not None:
+            self._release()
+        self._exchange.bus.drop(self)
+        self._exchange.forget(self)
+
+    def _release(self) -> None:
+        if self.stream is not None:
+            self.stream.release()
+            self.stream = None
+        if self._pinned is not None and not self._pinned.done():
+            self._pinned.set_result(None)
+
+
+def nats_down() -> NatsDown:
+    """Return the error of a gateway without a connection to NATS."""
+    return NatsDown("the gateway has no connection to NATS", headers={"retry-after": "1"})

@@ -1,0 +1,192 @@
+"""The ASGI door for HTTP: a request in, of any size; its answer out, as it comes.
+
+What fits into a NATS message goes in one; more goes as a stream, to a service that takes one. Whoever leaves has the
+request cancelled, in the other process. An answer that is cut off raises `CutOff`, so that the server closes the
+connection without an end that looks like one. Knows ASGI and the exchange.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from natsweb.errors import HTTPError
+from natsweb.exchange import Exchange, to_response
+from natsweb.flights import Flight, Incoming, Opened
+from natsweb.gateway.scopes import Receive, Scope, Send, has_body, length_of, to_incoming
+from natsweb.headers import Headers
+from natsweb.messages import Response
+from natsweb.pipes import Reader
+from natsweb.replies import problem
+from natsweb.streams import CHUNK
+
+__all__ = ["CutOff", "carry", "send_response"]
+
+
+class CutOff(Exception):
+    """An answer that has begun cannot be finished: the connection has to be closed."""
+
+
+class _Upload:
+    """The body of one request on its way in; `rest` is what has been read and does not go with the first message."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.rest = b""
+        self.more = True
+        self.gone = False
+
+    async def next(self) -> bytes:
+        """Return the next piece; `more` tells whether there are others, `gone` that the client has left."""
+        event = await self._receive()
+        if event["type"] == "http.disconnect":
+            self.more, self.gone = False, True
+            return b""
+        self.more = bool(event.get("more_body", False))
+        return bytes(event.get("body", b""))
+
+    async def read_ahead(self, limit: int, *, enough: int) -> bytes:
+        """Return the body if it has at most `limit` bytes; else what has come of it, once that is `enough`."""
+        chunks: list[bytes] = []
+        size = 0
+        while self.more and size <= limit and size < enough:
+            chunk = await self.next()
+            size += len(chunk)
+            chunks.append(chunk)
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    async def send_rest(self, flight: Flight, timeout: float) -> None:
+        """Send what does not go with the first message, as the service takes it; then wait until the client leaves."""
+        if self.rest or self.more:
+            try:
+                await self._pass_on(flight, timeout)
+            except HTTPError:
+                pass  # the answer says why, or is there already
+        while not self.gone and (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def _pass_on(self, flight: Flight, timeout: float) -> None:
+        stream = await flight.pinned()
+        if stream is None:
+            return
+        rest, self.rest = self.rest, b""
+        await stream.write(rest)
+        while self.more:
+            chunk = await self.next()
+            if self.gone:
+                return
+            flight.give_time(timeout)  # the time of an answer begins when the question has been heard
+            await stream.write(chunk)
+        stream.end()
+
+
+async def carry(started: Callable[[], Awaitable[Exchange]], scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer one request; raises `CutOff`."""
+    upload = _Upload(receive)
+    length = length_of(scope)
+    try:
+        exchange = await started()
+        exchange.admit()
+        incoming = to_incoming(exchange, scope)
+        try:
+            exchange.prepare(incoming)
+        except HTTPError:
+            if length is not None and length <= CHUNK:
+                await upload.read_ahead(CHUNK, enough=CHUNK)  # so that the connection can stay
+            raise
+        body = await _first_part(exchange, incoming, upload, length)
+    except HTTPError as error:
+        response = problem(error)
+        if upload.more and has_body(scope):
+            response = response.with_headers({"connection": "close"})
+        await send_response(response, scope["method"], send)
+        return
+    if not upload.gone:
+        await _fly(exchange, incoming, body, upload, send)
+
+
+async def _first_part(exchange: Exchange, incoming: Incoming, upload: _Upload, length: int | None) -> bytes:
+    """Return what goes with the first message: all of the body, if that fits."""
+    limit = exchange.max_body - len(incoming.fields)
+    streams = exchange.may_stream(incoming)
+    if not streams and (length or 0) > limit:
+        raise exchange.too_large()
+    enough = limit + 1
+    if streams and ((length or 0) > limit or (length is None and exchange.wants_stream(incoming))):
+        enough = 1  # it will not fit, or has to be seen as it comes
+    body = await upload.read_ahead(limit, enough=enough)
+    if len(body) <= limit and not upload.more:
+        return body
+    if not streams:
+        raise exchange.too_large()
+    incoming.more = True
+    incoming.head = None
+    if length is not None:
+        incoming.fields = b"content-length: %d\r\n%b" % (length, incoming.fields)
+    first = min(CHUNK, max(limit, 0))
+    body, upload.rest = body[:first], body[first:]
+    return body
+
+
+async def _fly(exchange: Exchange, incoming: Incoming, body: bytes, upload: _Upload, send: Send) -> None:
+    landed: asyncio.Future[Any] = exchange.loop.create_future()
+    try:
+        flight = exchange.launch(incoming, body, landed.set_result)
+    except HTTPError as error:
+        await send_response(problem(error), incoming.method, send)
+        return
+    sending = asyncio.ensure_future(upload.send_rest(flight, exchange.timeout))
+    try:
+        await asyncio.wait([landed, sending], return_when=asyncio.FIRST_COMPLETED)
+        if not landed.done() and not upload.gone and sending.exception() is not None:
+            await landed  # the server has no events any more; the answer may still be wanted
+        if not landed.done():
+            return
+        outcome = landed.result()
+        if isinstance(outcome, Opened):
+            await _send_stream(outcome, incoming.method, sending, send)
+            return
+        response = to_response(outcome, incoming.method)
+        if upload.more or upload.rest:  # nobody wants the rest of the body
+            response = response.with_headers({"connection": "close"})
+        await send_response(response, incoming.method, send)
+    finally:
+        flight.drop()
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+
+
+async def _send_stream(opened: Opened, method: str, sending: "asyncio.Future[None]", send: Send) -> None:
+    """Send an answer as it comes; raises `CutOff` if its end never does, or is not where it should be."""
+    headers = Headers.from_block(opened.lines)
+    await send({"type": "http.response.start", "status": opened.status, "headers": headers.fields})
+    reader = opened.stream.sink
+    assert isinstance(reader, Reader)
+    if method == "HEAD" or opened.status in (204, 205, 304):
+        await send({"type": "http.response.body", "body": b""})
+        return
+    sending.add_done_callback(lambda _: opened.flight.drop())
+    said = headers.get("content-length")
+    left = int(said) if said is not None and said.isdigit() else None
+    try:
+        while chunk := await reader.read():
+            if left is not None:
+                left -= len(chunk)
+                if left < 0:
+                    raise CutOff("the answer is longer than it says")
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    except HTTPError as error:
+        raise CutOff(str(error)) from None
+    if left:
+        raise CutOff("the answer is shorter than it says")
+    opened.flight.close()
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def send_response(response: Response, method: str, send: Send) -> None:
+    """Send an answer that is all there."""
+    headers = response.headers.fields
+    bodiless = response.status in (204, 304)
+    if not bodiless and method != "HEAD":  # a length that is not known is better left out
+        headers = [*headers, (b"content-length", b"%d" % len(response.body))]
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if bodiless else response.body})

@@ -1,0 +1,68 @@
+"""ASGI scopes, as the gateway reads them: which path is asked for, by whom, with which fields.
+
+A scope becomes an `Incoming`, which the exchange carries. Knows ASGI; it sends nothing.
+"""
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, TypeAlias
+from urllib.parse import quote, unquote_to_bytes
+
+from natsweb.exchange import Exchange, address
+from natsweb.flights import Incoming
+
+__all__ = ["Event", "Receive", "Scope", "Send", "has_body", "length_of", "path_below_mount", "to_incoming"]
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Event: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Event]]
+Send: TypeAlias = Callable[[Event], Awaitable[None]]
+
+# Fields of the handshake of one connection; the subprotocols are the application's.
+_HANDSHAKE = frozenset(
+    [b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions", b"sec-websocket-accept"]
+)
+
+
+def to_incoming(exchange: Exchange, scope: Scope) -> Incoming:
+    """Return the request of a scope; raises `HTTPError` for fields that cannot cross."""
+    upgrade = scope["type"] == "websocket"
+    fields = [(name, value) for name, value in scope["headers"] if not upgrade or name.lower() not in _HANDSHAKE]
+    client = scope.get("client")
+    return Incoming(
+        method="GET" if upgrade else scope["method"],
+        raw_path=path_below_mount(scope),
+        query=scope.get("query_string", b""),
+        fields=exchange.encode_fields(fields),
+        client=address(client[0], client[1]) if client else None,
+        scheme=scope.get("scheme", "ws" if upgrade else "http"),
+        upgrade=upgrade,
+    )
+
+
+def has_body(scope: Scope) -> bool:
+    """Tell whether a body was announced."""
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
+        for name, value in scope["headers"]
+    )
+
+
+def length_of(scope: Scope) -> int | None:
+    """Return the announced length of the body in bytes, None if it is not known."""
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit():
+            return int(value)
+    return None
+
+
+def path_below_mount(scope: Scope) -> bytes:
+    """Return the raw path without the segments of `root_path` (ASGI: `path` and `raw_path` include it)."""
+    raw = bytes(scope.get("raw_path") or quote(scope["path"]).encode()).partition(b"?")[0]
+    prefix = scope.get("root_path", "").strip("/")
+    if not prefix:
+        return raw
+    wanted = prefix.encode().split(b"/")
+    segments = raw.split(b"/")[1:]
+    if [unquote_to_bytes(segment) for segment in segments[: len(wanted)]] != wanted:
+        return raw
+    return b"/" + b"/".join(segments[len(wanted) :])

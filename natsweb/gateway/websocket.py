@@ -1,0 +1,111 @@
+"""The ASGI door for WebSockets: the handshake goes to the service, and then messages both ways.
+
+A service may refuse before the upgrade, with an ordinary answer. Whole messages stand at this door, parts of them
+travel (docs/wire.md, WebSocket). Knows ASGI and the exchange.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from natsweb.errors import HTTPError, WebSocketClosed
+from natsweb.exchange import Exchange, to_response
+from natsweb.flights import Opened
+from natsweb.gateway.scopes import Receive, Scope, Send, to_incoming
+from natsweb.headers import Headers
+from natsweb.messages import Response
+from natsweb.pipes import SocketPipe
+from natsweb.replies import problem
+
+__all__ = ["carry_socket"]
+
+logger = logging.getLogger("natsweb.gateway")
+
+# What is never sent as the code of a close frame (RFC 6455 section 7.4.1), and what is said instead.
+_UNSENDABLE = {1005: 1000, 1006: 1011, 1015: 1011}
+
+
+async def carry_socket(
+    started: Callable[[], Awaitable[Exchange]], scope: Scope, receive: Receive, send: Send, *, largest: int
+) -> None:
+    """Serve one WebSocket from its handshake to its end; messages have `largest` bytes at most."""
+    await receive()  # websocket.connect
+    try:
+        exchange = await started()
+        exchange.admit()
+        incoming = to_incoming(exchange, scope)
+        landed: asyncio.Future[Any] = exchange.loop.create_future()
+        flight = exchange.launch(incoming, b"", landed.set_result)
+    except HTTPError as error:
+        await _deny(problem(error), scope, send)
+        return
+    leaving = asyncio.ensure_future(receive())  # nothing else can come before the handshake is over
+    try:
+        await asyncio.wait([landed, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if not landed.done():
+            return
+        outcome = landed.result()
+        if not isinstance(outcome, Opened):
+            await _deny(to_response(outcome, "GET"), scope, send)
+        elif outcome.status != 101:
+            await _deny(problem(HTTPError(502, "the service answers a WebSocket with a stream")), scope, send)
+        else:
+            await _talk(outcome, leaving, receive, send, largest)
+    finally:
+        flight.drop()
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+
+
+async def _deny(response: Response, scope: Scope, send: Send) -> None:
+    """Refuse before the upgrade: with the answer itself where the server can, else by closing."""
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": 1008, "reason": ""})
+        return
+    headers = [*response.headers.fields, (b"content-length", b"%d" % len(response.body))]
+    await send({"type": "websocket.http.response.start", "status": response.status, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": response.body})
+
+
+async def _talk(opened: Opened, first: "asyncio.Future[Any]", receive: Receive, send: Send, largest: int) -> None:
+    headers = Headers.from_block(opened.lines)
+    pipe = SocketPipe(opened.stream, largest=largest, open=True)
+    fields = headers.without("sec-websocket-protocol", "sec-websocket-extensions", "sec-websocket-accept").fields
+    subprotocol = headers.get("sec-websocket-protocol")
+    await send({"type": "websocket.accept", "subprotocol": subprotocol, "headers": fields})
+    inwards = asyncio.ensure_future(_pass_in(pipe, first, receive))
+    try:
+        await _pass_out(pipe, inwards, send)
+    finally:
+        inwards.cancel()
+        await asyncio.gather(inwards, return_exceptions=True)
+        opened.flight.close()
+
+
+async def _pass_in(pipe: SocketPipe, first: "asyncio.Future[Any]", receive: Receive) -> None:
+    """Pass on what the client sends, until it leaves."""
+    event = await first
+    while event["type"] == "websocket.receive":
+        text = event.get("text")
+        await pipe.send(event["bytes"] if text is None else text)
+        event = await receive()
+    await pipe.close(event.get("code", 1005) or 1005, event.get("reason") or "")
+
+
+async def _pass_out(pipe: SocketPipe, inwards: "asyncio.Future[None]", send: Send) -> None:
+    """Pass on what the service sends, until one of the two says goodbye."""
+    while True:
+        message = asyncio.ensure_future(pipe.receive())
+        waiting: list[asyncio.Future[Any]] = [message, inwards]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if not message.done():
+            message.cancel()
+            return
+        try:
+            data = message.result()
+        except WebSocketClosed as closed:
+            code = _UNSENDABLE.get(closed.code, closed.code)
+            await send({"type": "websocket.close", "code": code, "reason": closed.reason if code != 1011 else ""})
+            return
+        await send({"type": "websocket.send", "text" if isinstance(data, str) else "bytes": data})
