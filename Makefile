@@ -9,7 +9,7 @@ dev: $(VENV)/ready  ## run the orders example: a private nats-server, a gateway,
 	$(BIN)/natsweb dev examples/orders/app.py
 
 test: $(VENV)/ready  ## run the tests
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n auto $(PYTEST)
 
 check: lint types  ## what CI runs: lint, types, tests with coverage
 	$(MAKE) test PYTEST="--cov --cov-report=term:skip-covered"

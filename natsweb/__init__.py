@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from natsweb.errors import HTTPError as HTTPError
+    from natsweb.errors import WebSocketClosed as WebSocketClosed
     from natsweb.feeds import Event as Event
     from natsweb.files import FileResponse as FileResponse
     from natsweb.gateway import Gateway as Gateway
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from natsweb.routers import post as post
     from natsweb.routers import put as put
     from natsweb.routers import route as route
+    from natsweb.routers import websocket as websocket
     from natsweb.scopes import Background as Background
     from natsweb.security import OIDC as OIDC
     from natsweb.security import ApiKey as ApiKey
@@ -49,8 +51,10 @@ if TYPE_CHECKING:
     from natsweb.security import Bearer as Bearer
     from natsweb.security import Credentials as Credentials
     from natsweb.service import Service as Service
+    from natsweb.serving import serve as serve
     from natsweb.settings import Limits as Limits
     from natsweb.settings import Nats as Nats
+    from natsweb.sockets import WebSocket as WebSocket
 
 _HOMES = {
     "OIDC": "security",
@@ -86,6 +90,8 @@ _HOMES = {
     "Service": "service",
     "StreamingResponse": "messages",
     "UploadFile": "params",
+    "WebSocket": "sockets",
+    "WebSocketClosed": "errors",
     "delete": "routers",
     "get": "routers",
     "head": "routers",
@@ -95,6 +101,8 @@ _HOMES = {
     "put": "routers",
     "redirect": "replies",
     "route": "routers",
+    "serve": "serving",
+    "websocket": "routers",
 }
 
 __all__ = [
@@ -131,6 +139,8 @@ __all__ = [
     "Service",
     "StreamingResponse",
     "UploadFile",
+    "WebSocket",
+    "WebSocketClosed",
     "__version__",
     "delete",
     "get",
@@ -141,6 +151,8 @@ __all__ = [
     "put",
     "redirect",
     "route",
+    "serve",
+    "websocket",
 ]
 
 

@@ -92,14 +92,19 @@ async def collect(
     return [one for one in answers if not is_no_responders(one.message.header)]
 
 
-async def survey(bus: Bus, verb: str = INFO, name: str | None = None, *, timeout: float = 1.0) -> list[bytes]:
-    """Return what all services, or those called `name`, answer to a verb of ADR-32."""
-    return [one.message.payload for one in await ask_all(bus, verb, name, timeout=timeout)]
+async def survey(
+    bus: Bus, verb: str = INFO, name: str | None = None, *, quiet: float = _QUIET, timeout: float = 1.0
+) -> list[bytes]:
+    """Return what all services, or those called `name`, answer to a verb of ADR-32: see `collect`."""
+    return [one.message.payload for one in await ask_all(bus, verb, name, quiet=quiet, timeout=timeout)]
 
 
-async def ask_all(bus: Bus, verb: str, name: str | None = None, *, timeout: float = 1.0) -> list[Answered]:
-    """Ask all services, or those called `name`, for a verb of ADR-32."""
-    return await collect(bus, f"{PREFIX}.{verb}" if name is None else f"{PREFIX}.{verb}.{name}", timeout=timeout)
+async def ask_all(
+    bus: Bus, verb: str, name: str | None = None, *, quiet: float = _QUIET, timeout: float = 1.0
+) -> list[Answered]:
+    """Ask all services, or those called `name`, for a verb of ADR-32: see `collect`."""
+    subject = f"{PREFIX}.{verb}" if name is None else f"{PREFIX}.{verb}.{name}"
+    return await collect(bus, subject, quiet=quiet, timeout=timeout)
 
 
 # ── a service's side ─────────────────────────────────────────────────────────────────────────────
@@ -124,7 +129,8 @@ class Described(Protocol):
 class Presence:
     """One service instance as NATS sees it: answers `$SRV.*` without waiting for a handler, and announces itself.
 
-    `id` tells instances apart. Knows requests by their counters only.
+    `id` tells instances apart. `quiet` is for how many seconds nothing has to come for the gateways' word to be
+    complete. Knows requests by their counters only.
     """
 
     def __init__(
@@ -134,8 +140,10 @@ class Presence:
         *,
         root: str | None = None,
         reply_prefixes: tuple[str, ...] = REPLY_PREFIXES,
+        quiet: float = _QUIET,
     ) -> None:
         self._bus = bus
+        self._quiet = quiet
         self._reply_prefixes = reply_prefixes
         self._endpoints = service.endpoints(root)
         self._subscriptions: list[Subscription] = []
@@ -182,7 +190,9 @@ class Presence:
             if expect == 0:
                 self._bus.publish(ANNOUNCE, said)
                 return 0
-            self._gateways = len(await collect(self._bus, ANNOUNCE, said, expect=expect, timeout=wait))
+            self._gateways = len(
+                await collect(self._bus, ANNOUNCE, said, expect=expect, quiet=self._quiet, timeout=wait)
+            )
             return self._gateways
         except (HTTPError, NatsRefused) as error:
             logger.warning("%s could not be announced as %s: %s", self.info.name, state, error)

@@ -23,8 +23,8 @@ from natsweb.errors import (
 )
 from natsweb.flights import Budget, Done, Flight, Incoming, nats_down
 from natsweb.messages import Response
-from natsweb.micro import WEBSOCKET
 from natsweb.replies import problem
+from natsweb.routing import WEBSOCKET
 from natsweb.settings import Limits
 from natsweb.streams import WINDOW
 from natsweb.subjects import REPLY_PREFIXES, check_root, to_subject

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import ClassVar, Protocol
 
 from natsweb.bus import Asked, Bus, Reply
@@ -111,7 +111,7 @@ class Job(Asked):
             self.connect().say(encode_accept())
 
     def begin(self) -> None:
-        """Pin a body that comes as a stream to this process, or make ready for a WebSocket."""
+        """Make ready for the rest of a body, or for a WebSocket."""
         stream = self.connect()
         if self.call.upgrade:
             offered = ",".join(self.call.headers.getlist("sec-websocket-protocol"))
@@ -121,7 +121,6 @@ class Job(Asked):
         else:
             self._reader = Reader(stream)
             stream.sink = self._reader
-            stream.say(encode_continue(stream.inflow.allowed))
 
     def _accepted(self) -> None:
         self._stop_waiting()
@@ -187,11 +186,14 @@ class Job(Asked):
         elif response.status < 400:
             await socket.close()
         else:
-            await socket.close(1011 if response.status >= 500 else 1008, phrase(response.status))
+            code = 1011 if response.status >= 500 else 1007 if response.status == 422 else 1008
+            await socket.close(code, phrase(response.status))
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Give the rest of the body as it comes, once."""
         if self._reader is not None:
+            if self.stream is not None and not self.answered:  # not before somebody wants it (Expect: 100-continue)
+                self.stream.say(encode_continue(self.stream.inflow.allowed))
             while chunk := await self._reader.read():
                 yield chunk
 

@@ -29,6 +29,7 @@ class Lifespan:
     def __init__(self, name: str, threads: Threads) -> None:
         self._name = name
         self._functions: list[Callable[..., Any]] = []
+        self._managers: list[contextlib.AbstractAsyncContextManager[Any]] = []
         self._task: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[None] | None = None
         self._ending = asyncio.Event()
@@ -70,6 +71,10 @@ class Lifespan:
                 fix=f"write: async def {name_of(function)}(svc: Service)",
             )
         self._functions.append(function)
+
+    def add_manager(self, manager: contextlib.AbstractAsyncContextManager[Any]) -> None:
+        """Add what is entered after the lifespans, and left before they end: an application of its own."""
+        self._managers.append(manager)
 
     async def start(
         self, service: Any, services: Mapping[type, Any], recipes: Iterable[Recipe], *, timeout: float
@@ -187,6 +192,9 @@ class Lifespan:
             self._state, owner = value, self._step
         if owner is None:
             self._state = None
+        for manager in self._managers:
+            self._step = f"the start of {manager!r}"
+            await stack.enter_async_context(manager)
 
     async def _close_scope(self) -> None:
         self._step = "the cleanup of a dependency"

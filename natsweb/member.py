@@ -26,7 +26,10 @@ OnOverlap = Literal["warn", "refuse"]
 
 
 class Member:
-    """One instance of a service on `bus`; the other options are those of `Worker`."""
+    """One instance of a service on `bus`; the other options are those of `Worker`.
+
+    `quiet` is for how many seconds nothing has to come for the answers of others to be complete.
+    """
 
     def __init__(
         self,
@@ -35,12 +38,14 @@ class Member:
         *,
         root: str | None = None,
         on_overlap: OnOverlap = "warn",
+        quiet: float = 0.1,
         **options: Any,
     ) -> None:
         self.bus = bus
+        self.quiet = quiet
         self._on_overlap = on_overlap
         reply_prefixes = options.get("reply_prefixes", REPLY_PREFIXES)
-        self.presence = Presence(bus, service, root=root, reply_prefixes=reply_prefixes)
+        self.presence = Presence(bus, service, root=root, reply_prefixes=reply_prefixes, quiet=quiet)
         self.worker = Worker(bus, service, root=root, **options)
 
     def __repr__(self) -> str:
@@ -104,7 +109,7 @@ class Member:
 
 async def start_all(members: Sequence[Member]) -> None:
     """Start several members on one bus together: see `Member.start`."""
-    others = await _infos(members[0].bus) if members else []
+    others = await _infos(members[0].bus, members[0].quiet) if members else []
     for index, member in enumerate(members):
         member.look_around([*others, *[one.presence.info for one in members[:index]]])
     results = await asyncio.gather(*[member.join() for member in members], return_exceptions=True)
@@ -114,9 +119,9 @@ async def start_all(members: Sequence[Member]) -> None:
         raise errors[0]
 
 
-async def _infos(bus: Bus) -> list[Info]:
+async def _infos(bus: Bus, quiet: float) -> list[Info]:
     try:
-        return [info for info in map(parse_info, await survey(bus, INFO)) if info is not None]
+        return [info for info in map(parse_info, await survey(bus, INFO, quiet=quiet)) if info is not None]
     except HTTPError as error:
         logger.warning("who else is there could not be asked: %s", error)
         return []

@@ -6,7 +6,8 @@ somebody asks for the model; it has the same attribute names. This module knows 
 """
 
 import json
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from string import punctuation
@@ -174,7 +175,7 @@ class Socket(Protocol):
         """Send a message, when the other side has room for it; raises `WebSocketClosed`."""
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
-        """Say goodbye (RFC 6455 section 7.4)."""
+        """Say goodbye (RFC 6455 section 7.4); never raises."""
 
 
 class Channel(Protocol):
@@ -188,7 +189,7 @@ class Channel(Protocol):
         """The WebSocket, if that is what the request asks for."""
         ...
 
-    def chunks(self) -> AsyncIterator[bytes]:
+    def chunks(self) -> AsyncGenerator[bytes, None]:
         """Give the rest of the body as it comes, once; raises `Disconnected` if it is cut off."""
         ...
 
@@ -310,8 +311,9 @@ async def _chunks(first: bytes, rest: Channel | None) -> AsyncIterator[bytes]:
     if first:
         yield first
     if rest is not None:
-        async for chunk in rest.chunks():
-            yield chunk
+        async with aclosing(rest.chunks()) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
 
 async def _read(chunks: AsyncIterator[bytes], limit: int) -> bytes:
@@ -429,6 +431,8 @@ class Request(BaseModel):
     if not TYPE_CHECKING:  # a checker would take it for a method that knows every name
 
         def __getattr__(self, name: str) -> Any:
+            if name == "body" and not self._call.more:  # read through another view of it
+                return self._call.body
             if name == "body":
                 raise RuntimeError(
                     "the body of this request comes as a stream and is not here yet: use "
@@ -436,10 +440,19 @@ class Request(BaseModel):
                 )
             return super().__getattr__(name)
 
+    def __eq__(self, other: object) -> bool:
+        """Tell whether two requests say the same, however they came."""
+        return isinstance(other, Request) and self.__dict__ == other.__dict__
+
     @property
     def channel(self) -> Channel | None:
         """What stands behind the request while it is under way."""
         return None if self._call is None else self._call.channel
+
+    @property
+    def upgrade(self) -> bool:
+        """Whether it asks for a WebSocket."""
+        return self._call is not None and self._call.upgrade
 
     @property
     def more(self) -> bool:

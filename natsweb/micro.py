@@ -25,7 +25,6 @@ __all__ = [
     "STATE",
     "STATS",
     "STREAMS",
-    "WEBSOCKET",
     "WIRE",
     "Announcement",
     "Endpoint",
@@ -55,9 +54,6 @@ _ID = r"^[A-Za-z0-9_-]{1,128}$"
 
 #: A service that starts has not subscribed yet; one that stops takes no more.
 State = Literal["starting", "up", "down"]
-
-#: Stands among the methods of an endpoint that takes WebSockets.
-WEBSOCKET = "WEBSOCKET"
 
 #: Keys of metadata.
 METHOD, PATH, STREAMS = "http.method", "http.path", "natsweb.streams"

@@ -23,6 +23,7 @@ from natsweb.paths import Template
 from natsweb.recipes import Recipe
 from natsweb.replies import Created, Problem, Reply, body_of, union_parts
 from natsweb.routers import RouteOptions
+from natsweb.routing import WEBSOCKET
 from natsweb.security import Auth
 
 __all__ = ["Described", "document"]
@@ -76,7 +77,7 @@ def document(title: str, version: str, description: str, routes: Iterable[Descri
     ids: set[str] = set()
     for route in shown:
         described = _Operation(route, schemas, security)
-        for method in route.methods:
+        for method in [one for one in route.methods if one != WEBSOCKET]:
             operation = {"operationId": _operation_id(route, method, ids), **described.as_json()}
             paths.setdefault(_path(route.template), {})[method.lower()] = operation
     info = {"title": title, "version": version} | ({"description": description} if description else {})

@@ -134,7 +134,7 @@ class Stream:
         self.fail_with(Disconnected(f"the stream was cut off: {why}"))
         self.on_cancel()
 
-    def fail_with(self, error: HTTPError) -> None:
+    def fail_with(self, error: HTTPError | WebSocketClosed) -> None:
         """End all of it on this side; nothing is sent."""
         self._why = self._why or error
         self._wake()
@@ -349,6 +349,11 @@ class SocketPipe:
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Say goodbye, once; never raises."""
         self.say_goodbye(code, reason)
+
+    def hang_up(self, code: int, reason: str) -> None:
+        """Say goodbye, and let whoever talks on this side know."""
+        self.say_goodbye(code, reason)
+        self._stream.fail_with(WebSocketClosed(code, reason))
 
     def say_goodbye(self, code: int, reason: str) -> None:
         """Say goodbye, once, for one who does not wait."""

@@ -34,6 +34,7 @@ from natsweb.markers import marker_of
 from natsweb.messages import Request, Response
 from natsweb.params import Body, Cookie, Depends, File, Form, Header, Marker, Path, Query, UploadFile
 from natsweb.paths import Template
+from natsweb.sockets import socket_type
 
 __all__ = ["check_names", "compile_plan"]
 
@@ -92,6 +93,8 @@ class _Compiler:
                     "take the default away: a dependency always gives a value",
                 )
             self._needs.append(Need(name, marker, annotation))
+        elif marker is None and not captured and (socket := socket_type(annotation, name, self._place)) is not None:
+            self._given.append((name, socket))
         elif marker is None and (kind is Request or kind in self._services) and not captured:
             self._given.append((name, kind))
         elif marker is None and kind in (AsyncIterator, AsyncIterable) and not captured:

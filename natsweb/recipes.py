@@ -18,6 +18,7 @@ from natsweb.forms import read_form
 from natsweb.messages import Call, Request
 from natsweb.params import Depends, UploadFile
 from natsweb.scopes import Background, Bounded, RequestScope
+from natsweb.sockets import SocketType
 from natsweb.threads import InThread, Threads
 
 __all__ = ["AppScope", "Kind", "Recipe", "Step", "way_to_call"]
@@ -128,6 +129,11 @@ class Recipe:
         return any(plan.form is not None for plan in self._plans)
 
     @property
+    def takes_socket(self) -> bool:
+        """Whether a parameter is a WebSocket."""
+        return any(isinstance(kind, SocketType) for plan in self._plans for _, kind in plan.given)
+
+    @property
     def takes_stream(self) -> bool:
         """Whether a parameter is the body as it comes."""
         return any(plan.takes_stream for plan in self._plans)
@@ -211,6 +217,8 @@ def _hand_over(
             arguments[name] = call.chunks() if isinstance(call, Call) else call.stream()
         elif kind is Call:
             arguments[name] = call
+        elif isinstance(kind, SocketType):
+            arguments[name] = kind.wrap(None if call.channel is None else call.channel.socket)
         elif kind is Background:
             arguments[name] = scope.background
         else:

@@ -22,6 +22,7 @@ from natsweb.messages import Request
 from natsweb.middleware import Middleware, check_middleware
 from natsweb.params import Depends
 from natsweb.paths import Template
+from natsweb.routing import WEBSOCKET
 
 __all__ = [
     "METHODS",
@@ -31,6 +32,7 @@ __all__ = [
     "Router",
     "caller_line",
     "check_depends",
+    "check_prefix",
     "delete",
     "get",
     "head",
@@ -40,6 +42,7 @@ __all__ = [
     "post",
     "put",
     "route",
+    "websocket",
 ]
 
 P = ParamSpec("P")
@@ -113,7 +116,7 @@ class Router:
         depends: Sequence[Depends] = (),
         middleware: Sequence[Middleware] = (),
     ) -> None:
-        _check_prefix(prefix, caller_line(2))
+        check_prefix(prefix, caller_line(2))
         check_depends(depends, caller_line(2))
         self._parents: list[Router] = []
         self.prefix = prefix
@@ -166,6 +169,10 @@ class Router:
         """Declare a handler for several methods."""
         return self._decorator("route", path, _upper(methods), options)
 
+    def websocket(self, path: str = "", **options: Unpack[RouteOptions]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Declare a handler for WebSockets: `async def chat(ws: WebSocket, room: str)`."""
+        return self._decorator("websocket", path, (WEBSOCKET,), options)
+
     def _decorator(
         self, word: str, path: str, methods: tuple[str, ...], options: RouteOptions
     ) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -192,7 +199,7 @@ class Router:
         routes, and for a router that would include itself.
         """
         where = caller_line(2)
-        _check_prefix(prefix, where)
+        check_prefix(prefix, where)
         inner = Router(prefix, tags=tags)
         if isinstance(what, Router):
             if what is self or what.includes(self):
@@ -362,6 +369,11 @@ def route(
     return _marker("route", path, _upper(methods), options)
 
 
+def websocket(path: str = "", **options: Unpack[RouteOptions]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Mark a method as handler for WebSockets."""
+    return _marker("websocket", path, (WEBSOCKET,), options)
+
+
 def _marked(instance: object) -> Iterator[tuple[_Mark, Callable[..., Any]]]:
     """Yield the marks of an object's methods, those of base classes first, in the order of their declaration."""
     if isinstance(instance, type):
@@ -413,7 +425,8 @@ def parse_template(path: str, where: str) -> Template:
         raise DeclarationError(error.what, where=where, fix=error.fix) from None
 
 
-def _check_prefix(prefix: str, where: str) -> None:
+def check_prefix(prefix: str, where: str) -> None:
+    """Raise `DeclarationError` unless `prefix` is empty, or begins with `/` and does not end with one."""
     if prefix and (not prefix.startswith("/") or prefix.endswith("/")):
         raise DeclarationError(
             f"{prefix!r} cannot be a prefix",
@@ -443,7 +456,7 @@ def _check_function(function: Callable[..., Any], where: Place) -> None:
 def _check_options(methods: tuple[str, ...], options: RouteOptions, where: Place) -> None:
     if not methods:
         raise DeclarationError("a route needs a method", where=str(where), fix='methods=["GET"]')
-    if unknown := [method for method in methods if method not in METHODS]:
+    if unknown := [method for method in methods if method not in (*METHODS, WEBSOCKET)]:
         raise DeclarationError(
             f"{unknown[0]!r} is not a method that a route can take",
             where=str(where),

@@ -25,6 +25,7 @@ from natsweb.plans import check_names
 from natsweb.recipes import Recipe
 from natsweb.replies import ToResponse, compile_reply
 from natsweb.routers import Declared, OnError, RouteOptions
+from natsweb.routing import WEBSOCKET
 
 __all__ = ["Route"]
 
@@ -68,6 +69,7 @@ class Route:
         takers = [one.name for plan in plans for one in plan.parameters if one.source == "path"]
         candidates = [*inspect.signature(self.function).parameters]
         check_names(self.template, declared.own, takers, candidates, self.where)
+        self._check_socket(recipe)
         self.feed = feed_of(self.function, recipe.plan.returns, self.where)
         try:
             self.to_response = self._compile_answer(recipe.plan.returns)
@@ -79,6 +81,21 @@ class Route:
             ) from None
         self.recipe = recipe
         self.is_whole = not (recipe.takes_form or self.takes_stream)
+
+    def _check_socket(self, recipe: Recipe) -> None:
+        if recipe.takes_socket == (WEBSOCKET in self.methods):
+            return
+        if recipe.takes_socket:
+            raise DeclarationError(
+                "the handler takes a WebSocket, and its route answers HTTP",
+                where=str(self.where),
+                fix="declare it with websocket(...) instead, or take Request",
+            )
+        raise DeclarationError(
+            "the handler of a WebSocket does not take one",
+            where=str(self.where),
+            fix="add a parameter ws: WebSocket (from natsweb import WebSocket)",
+        )
 
     def _compile_answer(self, returns: Any) -> ToResponse:
         status, heartbeat = self.options.get("status"), self.options.get("heartbeat")

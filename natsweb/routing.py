@@ -9,11 +9,14 @@ template, method and name, and never calls one.
 from collections.abc import Iterable, Iterator
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from natsweb.errors import BadPath, DeclarationError, MethodNotAllowed, NoRoute
+from natsweb.errors import BadPath, DeclarationError, MethodNotAllowed, NoRoute, UpgradeRequired
 from natsweb.paths import Capture, Literal, Tail, Template
 from natsweb.subjects import decode_token
 
-__all__ = ["Endpoint", "Match", "Matcher", "Options", "Redirect"]
+__all__ = ["ANY_METHOD", "WEBSOCKET", "Endpoint", "Match", "Matcher", "Options", "Redirect"]
+
+#: What an endpoint has in place of methods if it takes all of them, and what stands for opening a WebSocket.
+ANY_METHOD, WEBSOCKET = "*", "WEBSOCKET"
 
 
 class Endpoint(Protocol):
@@ -109,6 +112,8 @@ class Matcher(Generic[E]):
             endpoint = ends.get(method)
             if endpoint is None and method == "HEAD":
                 endpoint = ends.get("GET")
+            if endpoint is None and not (method == "OPTIONS" and fallback):
+                endpoint = ends.get(ANY_METHOD)
             if endpoint is not None:
                 return Match(endpoint, _captures(endpoint.template, tokens))
             fallback = fallback or ends
@@ -117,6 +122,8 @@ class Matcher(Generic[E]):
         allow = self._allowed(tokens)
         if method == "OPTIONS":
             return Options(allow)
+        if allow == ["OPTIONS"] and any(WEBSOCKET in ends for ends in _search(self._root, tokens, 0)):
+            raise UpgradeRequired("this path takes a WebSocket, and nothing else")
         raise MethodNotAllowed(f"this path takes {', '.join(allow)}", allow=allow)
 
     def _walk(self, method: str, tokens: list[str]) -> Match[E] | None:
@@ -142,7 +149,7 @@ class Matcher(Generic[E]):
         return Match(endpoint, params)
 
     def _allowed(self, tokens: list[str]) -> list[str]:
-        methods = {method for ends in _search(self._root, tokens, 0) for method in ends}
+        methods = {method for ends in _search(self._root, tokens, 0) for method in ends} - {WEBSOCKET, ANY_METHOD}
         return sorted(methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set()))
 
     def _without_slash(self, method: str, tokens: list[str]) -> Redirect:

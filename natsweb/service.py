@@ -16,24 +16,28 @@ import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, Generic, Self, cast
 
+from starlette.types import ASGIApp
 from typing_extensions import TypeVar
 
 from natsweb.annotations import line_of, name_of
+from natsweb.asgi import AsgiApp
 from natsweb.counters import Counter
 from natsweb.dependencies import identity_of
-from natsweb.errors import DeclarationError, HandlerFailed, HTTPError, SettingsError, TooLarge
+from natsweb.errors import DeclarationError, HandlerFailed, HTTPError, SettingsError, TooLarge, WebSocketClosed
 from natsweb.feeds import caller_of
+from natsweb.headers import Headers
 from natsweb.lifespans import Lifespan
 from natsweb.lifetimes import close_after, watch
 from natsweb.messages import Call, NotExecuted, Pieces, Request, Response
 from natsweb.micro import ROOT, ROUTES, WIRE, Endpoint, routes_hash
 from natsweb.middleware import Middleware, pass_through
+from natsweb.mounts import Mount, mounts
 from natsweb.openapi import document
 from natsweb.params import Depends
 from natsweb.replies import Deferred, problem
-from natsweb.routers import Declared, OnError, Router, caller_line, check_depends, parse_template
+from natsweb.routers import Declared, OnError, Router, caller_line, check_depends, check_prefix, parse_template
 from natsweb.routes import Route
-from natsweb.routing import Match, Matcher, Options
+from natsweb.routing import WEBSOCKET, Match, Matcher, Options
 from natsweb.scopes import RequestScope, unless_cancelled
 from natsweb.security import Scheme, stand_in
 from natsweb.subjects import check_root, minimal_cover
@@ -112,7 +116,9 @@ class Service(Router, Generic[S]):
         self.description = description
         self.max_body = max_body
         self.start_timeout = start_timeout
-        self._matcher: Matcher[Route] = Matcher()
+        self._matcher: Matcher[Route | Mount] = Matcher()
+        #: Gets what handlers and mounted applications raise and is no answer: it is logged in any case.
+        self.on_failure: Callable[[BaseException], None] = lambda error: None
         self._overrides: dict[Any, Callable[..., Any]] = {}
         self._threads = Threads(threads or min(32, 5 * (os.cpu_count() or 1)), name)
         self._lifespan = Lifespan(name, self._threads)
@@ -126,7 +132,12 @@ class Service(Router, Generic[S]):
     @property
     def routes(self) -> list[Route]:
         """All routes, those of included routers as well, in the order of their declaration."""
-        return list(self._matcher.endpoints)
+        return [one for one in self._matcher.endpoints if isinstance(one, Route)]
+
+    @property
+    def mounts(self) -> list[Mount]:
+        """The endpoints of mounted applications."""
+        return [one for one in self._matcher.endpoints if isinstance(one, Mount)]
 
     @property
     def threads(self) -> int:
@@ -152,12 +163,35 @@ class Service(Router, Generic[S]):
     def _touch(self) -> None:
         self._compiled = False
 
+    def mount(self, prefix: str, app: ASGIApp) -> None:
+        """Give all below `prefix` that no route takes to an ASGI application: FastAPI, Starlette, Django, Quart...
+
+        It runs unchanged: WebSockets, lifespan, streams, with `root_path` set to the prefix. `"/"` is the top. A WSGI
+        application goes through `a2wsgi.WSGIMiddleware`. Raises `DeclarationError` for a prefix that cannot be one, or
+        that is taken.
+        """
+        where = caller_line(2)
+        prefix = "" if prefix == "/" else prefix
+        check_prefix(prefix, where)
+        if "<" in prefix or not callable(app):
+            raise DeclarationError(
+                f"{app!r} cannot be mounted at {prefix or '/'!r}",
+                where=where,
+                fix='mount an ASGI application at a path without captures: svc.mount("/shop", app)',
+            )
+        wrapped = AsgiApp(app, prefix=prefix)
+        wrapped.on_failure = lambda error: self.on_failure(error)
+        self._lifespan.add_manager(wrapped)
+        for one in mounts(prefix, wrapped, where):
+            self._matcher.add(one)
+        self._compiled = False
+
     def compile(self) -> None:
         """Finish what the decorators could not, since a type was not defined yet.
 
         Raises `DeclarationError` that names the type which is still missing.
         """
-        for route in self._matcher.endpoints:
+        for route in self.routes:
             try:
                 route.compile(self._overrides, (Service,))
             except NameError as error:
@@ -190,7 +224,7 @@ class Service(Router, Generic[S]):
         `svc.url_for("show", id=7)` is `"/orders/7"`. Raises `DeclarationError` for an unknown or ambiguous name, and
         for values that do not fit the route.
         """
-        found = [route for route in self._matcher.endpoints if route.name == name]
+        found = [route for route in self.routes if route.name == name]
         if len(found) != 1:
             raise DeclarationError(
                 f"{len(found) or 'no'} routes are called {name!r}",
@@ -224,7 +258,7 @@ class Service(Router, Generic[S]):
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI 3.1 document of the service, as plain JSON values."""
         self.compile()
-        return document(self.name, self.version, self.description, self._matcher.endpoints)
+        return document(self.name, self.version, self.description, self.routes)
 
     # ── starting and stopping ──
 
@@ -257,7 +291,7 @@ class Service(Router, Generic[S]):
         Raises `StartError` for whatever goes wrong in there, and if it takes longer than `start_timeout` seconds.
         """
         self.compile()
-        recipes = [route.recipe for route in self._matcher.endpoints if route.recipe is not None]
+        recipes = [route.recipe for route in self.routes if route.recipe is not None]
         await self._lifespan.start(self, self._services, recipes, timeout=self.start_timeout)
 
     async def stop(self) -> None:
@@ -284,7 +318,7 @@ class Service(Router, Generic[S]):
             dependency, replacement = stand_in(dependency, replacement)
         key = identity_of(dependency)
         self.compile()
-        recipes = [route.recipe for route in self._matcher.endpoints if route.recipe is not None]
+        recipes = [route.recipe for route in self.routes if route.recipe is not None]
         steps = [step for recipe in recipes for step in recipe.steps if step.key[0] == key]
         if not steps:
             raise DeclarationError(
@@ -310,7 +344,7 @@ class Service(Router, Generic[S]):
             self._forget()
 
     def _forget(self) -> None:
-        for route in self._matcher.endpoints:
+        for route in self.routes:
             route.recipe = None
         self._compiled = False
 
@@ -361,15 +395,18 @@ class Service(Router, Generic[S]):
         try:
             if not self._compiled:
                 self.compile()
-            found = self._matcher.find(call.method, call.tokens)
+            found = self._matcher.find(WEBSOCKET if call.upgrade else call.method, call.tokens)
             if not isinstance(found, Match):
                 return _redirect_or_options(found, call)
-            route, params = found
-            if owner.counter is not route.counter:
+            endpoint, params = found
+            if owner.counter is not endpoint.counter:
                 if owner.counter is not None:
                     owner.counter.abandon()
-                owner.counter = route.counter
-                route.counter.started += 1
+                owner.counter = endpoint.counter
+                endpoint.counter.started += 1
+            if isinstance(endpoint, Mount):
+                return self._adopt(await endpoint.app.handle(call), call, None, owner)
+            route = endpoint
             recipe, to_response = route.recipe, route.to_response
             assert recipe is not None
             assert to_response is not None
@@ -451,8 +488,10 @@ class Service(Router, Generic[S]):
         return scope
 
     async def _read(self, call: Call | Request) -> None:
-        """Read the whole body, which stays; raises `TooLarge`."""
-        if len(await call.read(self.max_body)) > self.max_body:
+        """Read the whole body, which stays; raises `TooLarge`, before it is read where its length is known."""
+        said = call.headers.get("content-length") or ""
+        too_large = call.more and said.isdigit() and int(said) > self.max_body
+        if too_large or len(await call.read(self.max_body)) > self.max_body:
             raise TooLarge(f"the request body is too large: this route takes at most {self.max_body} bytes of it")
 
     def _adopt(self, response: Response, call: Call | Request, route: Route | None, owner: Call) -> Response:
@@ -475,7 +514,7 @@ class Service(Router, Generic[S]):
             return self._caught(error, call, route)
 
         def log(error: BaseException) -> None:
-            _log(error, call, route)
+            self._log(error, call, route)
 
         watch(pieces, scope, stack, answer, log)
 
@@ -485,6 +524,8 @@ class Service(Router, Generic[S]):
         `route` is None for an error of routing or of the service's own middleware.
         """
         unless_cancelled(error)
+        if isinstance(error, WebSocketClosed) and call.upgrade:
+            return Response.trusted(204, Headers(), b"")  # the client has said goodbye: an end like any other
         executed = route is not None or not isinstance(error, HTTPError) or not error.retry
         handlers = self.error_handlers if route is None or route.on_error is None else route.on_error
         try:
@@ -510,14 +551,18 @@ class Service(Router, Generic[S]):
             raise TypeError(f"error handler {name_of(handler)} returned {type(answer).__name__}, not a Response")
         return answer
 
-    @staticmethod
-    def _problem(error: BaseException, executed: bool, call: Call | Request, route: Route | None) -> Response:
+    def _problem(self, error: BaseException, executed: bool, call: Call | Request, route: Route | None) -> Response:
         """Return the problem+json of an error; what is no answer is logged, and is a 500."""
         if isinstance(error, HTTPError):
             with contextlib.suppress(Exception):
                 return problem(error, executed=executed)
-        _log(error, call, route)
+        self._log(error, call, route)
         return problem(HandlerFailed("the handler failed; the service's log says why"))
+
+    def _log(self, error: BaseException, call: Call | Request, route: Route | None) -> None:
+        words = f"{call.method} {call.raw_path}" if route is None else f"{call.method} {route.template}"
+        logger.error("%s failed (%s)", words, "middleware" if route is None else route.place, exc_info=error)
+        self.on_failure(error)
 
     def close(self) -> None:
         """Let go of the threads; what has not started in them is dropped."""
@@ -530,11 +575,6 @@ class Service(Router, Generic[S]):
         """
         # The command line stands above the service; it is loaded by name so that the arrow stays one-way.
         importlib.import_module("natsweb.cli.run").serve_here([self], nats=nats, root=root)
-
-
-def _log(error: BaseException, call: Call | Request, route: Route | None) -> None:
-    words = f"{call.method} {call.raw_path}" if route is None else f"{call.method} {route.template}"
-    logger.error("%s failed (%s)", words, "middleware" if route is None else route.place, exc_info=error)
 
 
 def _handler_of(error: BaseException, handlers: Mapping[type[Exception], OnError]) -> OnError | None:

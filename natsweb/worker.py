@@ -234,7 +234,7 @@ class Worker:
         """End what would never end by itself: feeds end well, WebSockets with 1012 (service restart)."""
         socket = job.socket
         if socket is not None and socket.is_accepted:
-            socket.say_goodbye(1012, "the service stops")
+            socket.hang_up(1012, "the service stops")
             job.leave()
         elif job.ends_well:
             job.cancel()

@@ -139,7 +139,7 @@ async def test_version(natsweb: Run) -> None:
         (["run", "nope"], {}, 1, ["no module 'nope'", "fix: "]),
         (["run", "nope.py"], {}, 1, ["no file nope.py"]),
         (["run", "hello:nope"], {}, 1, ["hello has no 'nope'", "did you mean hello:svc?"]),
-        (["run", "hello:Service"], {}, 1, ["not a natsweb.Service"]),
+        (["run", "hello:Service"], {}, 1, ["neither a natsweb.Service"]),
         (["run", "broken"], {}, 1, ["ZeroDivisionError", "broken.py", "could not be imported"]),
         (["run", "wrong"], {}, 1, ["route <id> has no parameter", "wrong.py:4", "did you mean <order_id>?"]),
         (["run", "two"], {}, 2, ["several services: a, b", "two:a"]),

@@ -21,10 +21,12 @@ TABLE = {
     ("NoRoute", 404, "no_route", True),
     ("NoService", 404, "no_service", True),
     ("MethodNotAllowed", 405, "method_not_allowed", True),
+    ("NotAcceptable", 406, "not_acceptable", False),
     ("TooLarge", 413, "too_large", False),
     ("SubjectTooLong", 414, "path_too_long", False),
     ("UnsupportedMedia", 415, "unsupported_media", False),
     ("InvalidInput", 422, "invalid_input", False),
+    ("UpgradeRequired", 426, "upgrade_required", False),
     ("HeadersTooLarge", 431, "headers_too_large", False),
     ("HandlerFailed", 500, "handler_failed", False),
     ("ReplyTooLarge", 500, "reply_too_large", False),
@@ -51,7 +53,7 @@ def test_table_of_answers():
 
 def test_the_tree_in_the_docstring_is_the_tree():
     """The module's docstring draws every class, statuses included."""
-    drawn = set(re.findall(r"─ (\w+) +(\d{3})?", errors.__doc__)) | set(re.findall(r"(\w+) +(\d{3})", errors.__doc__))
+    drawn = set(re.findall(r"─ (\w+) +(\d{3})?\b", errors.__doc__)) | set(re.findall(r"(\w+) +(\d{3})", errors.__doc__))
     names = {name for name, _ in drawn}
     assert {one.__name__ for one in CLASSES if one.__name__[0] != "_"} - {"NatswebError"} <= names
     statuses = {(name, int(status)) for name, status in drawn if status}

@@ -318,7 +318,7 @@ def test_curl_waits_for_100_continue(dev):
 def test_curl_keeps_a_body_that_is_too_large_to_itself(dev, tmp_path):
     """With Expect: 100-continue, a body over the limit is 413 before a byte of it is sent."""
     body = tmp_path / "large"
-    body.write_bytes(b" " * 2_000_000)
+    body.write_bytes(b" " * 20_000_000)
     expect = ["-H", "Expect: 100-continue", "--expect100-timeout", "10"]
     answer = curl(*expect, "--json", f"@{body}", "-w", "\n%{size_upload}", f"{dev.http}/orders")
     problem, _, sent = answer.body.rpartition(b"\n")

@@ -7,6 +7,7 @@ calls and responses; it knows neither services nor NATS.
 
 import asyncio
 import logging
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -44,6 +45,8 @@ class AsgiApp:
         self.app = app
         self.prefix = prefix
         self.grace = grace
+        #: Gets what the app raises when it has answered already: it is logged in any case.
+        self.on_failure: Callable[[BaseException], None] = lambda error: None
         self._lifespan: AppLifespan | None = None
         self._running: set[Conversation] = set()
 
@@ -91,9 +94,12 @@ class AsgiApp:
         socket = None if call.channel is None else call.channel.socket
         if socket is None:
             http = Http(self.app, http_scope(call, self.prefix, state), call, self._running, grace=self.grace)
+            http.on_failure = self.on_failure
             return await http.respond(_PATIENCE)
         scope = websocket_scope(call, self.prefix, state, socket)
-        return await WebSocket(self.app, scope, call, self._running, grace=self.grace).respond(_PATIENCE)
+        talk = WebSocket(self.app, scope, call, self._running, grace=self.grace)
+        talk.on_failure = self.on_failure
+        return await talk.respond(_PATIENCE)
 
     async def _drain(self, grace: float) -> None:
         """Tell all that the service is stopping, wait, and cancel what is left."""

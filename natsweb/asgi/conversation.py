@@ -8,6 +8,7 @@ made with until its task has ended. Knows apps and answers; what they say to eac
 import abc
 import asyncio
 import logging
+from collections.abc import Callable
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Scope
@@ -36,6 +37,7 @@ class Conversation(abc.ABC):
     ) -> None:
         self.answer = Answer(is_head=scope.get("method") == "HEAD")
         self.code = 1006
+        self.on_failure: Callable[[BaseException], None] = lambda error: None
         self._app = app
         self._scope = scope
         self._call = call
@@ -130,6 +132,7 @@ class Conversation(abc.ABC):
         if self.answer.is_whole or self.answer.is_cut:
             if error is not None and not is_farewell(error):
                 logger.error("%r failed after its answer", self, exc_info=error)
+                self.on_failure(error)
             error = Stopping("the service is stopping, and has not finished the request")
         elif isinstance(error, asyncio.CancelledError):
             error = RuntimeError("the ASGI app has cancelled itself")

@@ -17,6 +17,7 @@ from natsweb.cli.console import set_up_logging
 from natsweb.cli.lifecycle import (
     AppDirOption,
     ContextOption,
+    MountOption,
     NatsOption,
     Stop,
     VerboseOption,
@@ -51,6 +52,7 @@ def command(
     context: ContextOption = None,
     timeout: Annotated[float, typer.Option("--timeout", metavar="SECONDS", help="Time a request may take.")] = 10.0,
     reload: Annotated[bool, typer.Option("--reload/--no-reload", help="Start the service again on change.")] = True,
+    mount: MountOption = None,
     app_dir: AppDirOption = ".",
     verbose: VerboseOption = False,
 ) -> None:
@@ -61,7 +63,13 @@ def command(
     target = find_target(app, Path(app_dir))
     if reload:
         _need_watchfiles()
-    arguments = [str(target), "--app-dir", str(target.folder), *(["--root", root] if root else [])]
+    arguments = [
+        str(target),
+        "--app-dir",
+        str(target.folder),
+        *(["--root", root] if root else []),
+        *(["--mount", mount] if mount else []),
+    ]
     flags = [*(["--nats", nats] if nats else []), *(["--context", context] if context else [])]
     settings = nats_settings(nats, context)
     folders = list(dict.fromkeys([target.folder.resolve(), Path.cwd()])) if reload else []

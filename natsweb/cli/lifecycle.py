@@ -25,6 +25,8 @@ __all__ = [
     "ContextOption",
     "GraceOption",
     "JsonOption",
+    "MountOption",
+    "NameOption",
     "NatsOption",
     "Stop",
     "VerboseOption",
@@ -47,6 +49,12 @@ ContextOption = Annotated[
 WaitOption = Annotated[float, typer.Option("--wait", metavar="SECONDS", help="Keep trying to reach NATS this long.")]
 GraceOption = Annotated[
     float, typer.Option("--grace", metavar="SECONDS", help="Time for requests under way when stopping.")
+]
+MountOption = Annotated[
+    str | None, typer.Option("--mount", metavar="/PATH", help="Where an ASGI application is served; / is the default.")
+]
+NameOption = Annotated[
+    str | None, typer.Option("--name", metavar="NAME", help="Name of the service that an ASGI application becomes.")
 ]
 AppDirOption = Annotated[str, typer.Option("--app-dir", metavar="DIR", help="Folder to import the app from.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")]

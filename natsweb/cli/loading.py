@@ -5,7 +5,9 @@ in app.py, main.py, svc.py or service.py of the working directory.
 """
 
 import importlib
+import inspect
 import os
+import re
 import sys
 import tomllib
 import traceback
@@ -103,12 +105,15 @@ def _from_file(file: Path, name: str | None, found_by: str) -> Target:
     return Target(module, name, folder, found_by)
 
 
-def load_services(targets: Sequence[Target]) -> list[Service]:
-    """Import the services; exits with the user's own traceback if an import fails."""
-    return [_load(target) for target in targets]
+def load_services(targets: Sequence[Target], *, mount: str | None = None, name: str | None = None) -> list[Service]:
+    """Import the services; exits with the user's own traceback if an import fails.
+
+    An ASGI application becomes a service called `name` (default: the module's) that has it at `mount` (default: `/`).
+    """
+    return [_load(target, mount, name) for target in targets]
 
 
-def _load(target: Target) -> Service:
+def _load(target: Target, mount: str | None, name: str | None) -> Service:
     for folder in (target.folder / "src", target.folder):
         if folder.is_dir() and str(folder.resolve()) not in sys.path:
             sys.path.insert(0, str(folder.resolve()))
@@ -126,9 +131,9 @@ def _load(target: Target) -> Service:
         _exit_with_traceback(error)
     except Exception as error:
         _exit_with_traceback(error)
-    service = _pick(module, target)
+    service = _pick(module, target, mount, name)
     service.compile()
-    if not service.routes:
+    if not service.routes and not service.mounts:
         raise AppError(
             f"the service {service.name!r} has no routes",
             where=str(getattr(module, "__file__", "")),
@@ -152,7 +157,7 @@ def _exit_with_traceback(error: Exception) -> NoReturn:
     raise typer.Exit(1)
 
 
-def _pick(module: ModuleType, target: Target) -> Service:
+def _pick(module: ModuleType, target: Target, mount: str | None, name: str | None) -> Service:
     if target.name:
         found: Any = module
         for part in target.name.split("."):
@@ -164,13 +169,15 @@ def _pick(module: ModuleType, target: Target) -> Service:
                 where=str(getattr(module, "__file__", "")),
                 fix=f"did you mean {target.module}:{known[0]}?" if known else "name a natsweb.Service in it",
             )
-        return _check(found, target)
+        return _check(found, target, mount, name)
     services = {name: value for name, value in vars(module).items() if isinstance(value, Service)}
     for name in _NAMES:
         if name in services:
             return services[name]
     if len(services) == 1:
         return next(iter(services.values()))
+    if not services and (app := next((one for one in map(vars(module).get, _NAMES) if _is_asgi(one)), None)):
+        return _check(app, target, mount, name)
     if services:
         raise UsageError(
             f"{target.module} has several services: {', '.join(services)}",
@@ -183,10 +190,36 @@ def _pick(module: ModuleType, target: Target) -> Service:
     )
 
 
-def _check(found: Any, target: Target) -> Service:
-    if not isinstance(found, Service):
+def _check(found: Any, target: Target, mount: str | None, name: str | None) -> Service:
+    if isinstance(found, Service):
+        if mount is not None or name is not None:
+            raise UsageError(
+                f"{target} is a natsweb.Service, which has its own {'paths' if mount is not None else 'name'}",
+                fix="leave --mount and --name out; Router(prefix=...) puts routes below a path",
+            )
+        return found
+    if not _is_asgi(found):
         raise AppError(
-            f"{target} is a {type(found).__module__}.{type(found).__qualname__}, not a natsweb.Service",
-            fix='make one: svc = Service("name")',
+            f"{target} is a {type(found).__module__}.{type(found).__qualname__}, "
+            "neither a natsweb.Service nor an ASGI application",
+            fix='make one: svc = Service("name"); a WSGI application goes through a2wsgi.WSGIMiddleware',
         )
-    return found
+    service = Service(name or re.sub(r"[^A-Za-z0-9_-]", "-", target.module))
+    service.mount(mount or "/", found)
+    return service
+
+
+def _is_asgi(found: Any) -> bool:
+    """Tell whether something looks like an ASGI application: a coroutine function of three, or an object like one."""
+    if found is None or isinstance(found, type):
+        return False
+    call = found if inspect.isroutine(found) else getattr(found, "__call__", None)  # noqa: B004
+    if call is None:
+        return False
+    if not inspect.iscoroutinefunction(inspect.unwrap(call)):
+        return False
+    try:
+        inspect.signature(call).bind(None, None, None)
+    except TypeError:
+        return False
+    return True

@@ -85,6 +85,15 @@ def route_rows(service: Any, root: str | None) -> list[dict[str, str]]:
         }
         for route in service.routes
         for method in route.methods
+    ] + [
+        {
+            "method": "*",
+            "path": str(one.template),
+            "subject": one.template.pattern(root or service.root),
+            "handler": one.name,
+            "file": one.line,
+        }
+        for one in service.mounts
     ]
 
 

@@ -15,6 +15,8 @@ from natsweb.cli.lifecycle import (
     AppDirOption,
     ContextOption,
     GraceOption,
+    MountOption,
+    NameOption,
     NatsOption,
     Stop,
     VerboseOption,
@@ -56,6 +58,8 @@ def command(
         str,
         typer.Option("--on-overlap", metavar="warn|refuse", help="What to do if another service takes the same paths."),
     ] = "warn",
+    mount: MountOption = None,
+    name: NameOption = None,
     grace: GraceOption = 25.0,
     wait: WaitOption = 0.0,
     reply_prefix: Annotated[
@@ -68,6 +72,8 @@ def command(
 ) -> None:
     """Serve one or more services on NATS: one process, one connection.
 
+    An ASGI application (FastAPI, Starlette, Django, Quart, ...) is served as it is, at --mount.
+
     Without an argument the app is looked for: NATSWEB_APP, [tool.natsweb] in pyproject.toml, then app.py and such.
     """
     from natsweb.cli.loading import find_target, load_services
@@ -75,7 +81,7 @@ def command(
     set_up_logging(verbose)
     named: list[str | None] = [*apps] if apps else [None]
     targets = [find_target(one, Path(app_dir)) for one in named]
-    services = load_services(targets)
+    services = load_services(targets, mount=mount, name=name)
     for service in services:
         service.queue = queue or service.queue
         service.threads = threads or service.threads
@@ -212,7 +218,7 @@ def _facts(service: Any, bus: Any, root: str | None) -> dict[str, Any]:
         "nats": bus.server,
         "root": root or service.root,
         "queue": service.queue,
-        "routes": len(service.routes),
+        "routes": len(service.routes) + len(service.mounts),
     }
 
 

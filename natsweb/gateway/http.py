@@ -111,8 +111,10 @@ async def _first_part(exchange: Exchange, incoming: Incoming, upload: _Upload, l
     if not streams and (length or 0) > limit:
         raise exchange.too_large()
     enough = limit + 1
-    if streams and ((length or 0) > limit or (length is None and exchange.wants_stream(incoming))):
-        enough = 1  # it will not fit, or has to be seen as it comes
+    if streams and (length or 0) > limit:
+        enough = 0  # it will not fit, and nothing of it is read before the service wants it
+    elif streams and length is None and exchange.wants_stream(incoming):
+        enough = 1  # it has to be seen as it comes
     body = await upload.read_ahead(limit, enough=enough)
     if len(body) <= limit and not upload.more:
         return body
