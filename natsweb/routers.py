@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import FrameType
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, Literal, ParamSpec, TypeVar, cast
 
 from typing_extensions import TypedDict, Unpack
 
@@ -62,7 +62,8 @@ class RouteOptions(TypedDict, total=False):
     `status` is that of a plain return value (200, and 204 for None), `name` what `url_for` knows the route by (the
     function's name), `depends` are called first, for their effect only. With `stream` the body is not read ahead:
     `request.stream()` gives it as it comes. `heartbeat` is after how many seconds without an event a feed shows that
-    it is alive (15, 0 for never). The others are for documents: `summary` and `description` default to the first
+    it is alive (15, 0 for never). When the client has left or the time is up the handler is cancelled, unless
+    `on_disconnect` is "finish": then it runs to its end, within the grace when the service stops. The others are for documents: `summary` and `description` default to the first
     paragraph and the rest of the docstring, `responses` describes further answers by status.
     """
 
@@ -71,6 +72,7 @@ class RouteOptions(TypedDict, total=False):
     depends: Sequence[Depends]
     stream: bool
     heartbeat: float
+    on_disconnect: Literal["cancel", "finish"]
     tags: Sequence[str]
     summary: str
     description: str
@@ -471,6 +473,12 @@ def _check_options(methods: tuple[str, ...], options: RouteOptions, where: Place
                 where=str(where),
                 fix=f"did you mean {close[0]}=?" if close else f"it takes {', '.join(known)}",
             )
+    if options.get("on_disconnect", "cancel") not in ("cancel", "finish"):
+        raise DeclarationError(
+            f"on_disconnect={options.get('on_disconnect')!r} is neither of what a handler can do",
+            where=str(where),
+            fix='write on_disconnect="finish", or leave it out: the handler is cancelled then',
+        )
     status = options.get("status")
     if status is not None and not 200 <= status <= 599:
         raise DeclarationError(f"a reply cannot have status {status}", where=str(where), fix="use 200 to 599")

@@ -35,7 +35,7 @@ class Route:
     """One handler of a service: its template, methods, function, and what was compiled from them.
 
     `call` is how the function is called, `feed` what it gives item by item. `is_whole` tells that the body is read
-    before the function is called.
+    before the function is called, `finishes` that it runs to its end whoever waits for it.
     """
 
     template: Template
@@ -49,6 +49,7 @@ class Route:
     feed: FeedType | None = None
     is_plain: bool = False
     is_whole: bool = True
+    finishes: bool = False
     counter: Counter = field(default_factory=Counter)
 
     def compile(self, overrides: Mapping[Any, Callable[..., Any]], services: Sequence[type]) -> None:
@@ -114,7 +115,8 @@ class Route:
         routers = self.declared.routers
         self.middleware = tuple([one for router in routers[1:] for one in router.around])
         self.on_error = {kind: one for router in routers for kind, one in router.error_handlers.items()}
-        is_plain = self.recipe is not None and self.recipe.is_plain and not self.middleware
+        self.finishes = self.options.get("on_disconnect") == "finish"
+        is_plain = self.recipe is not None and self.recipe.is_plain and not (self.middleware or self.finishes)
         self.is_plain = is_plain and self.feed is None and self.is_whole
 
     def endpoint(self, root: str, queue: str) -> Endpoint:

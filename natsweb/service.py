@@ -433,6 +433,8 @@ class Service(Router, Generic[S]):
     async def _around(self, route: Route, call: Call | Request, params: dict[str, str], owner: Call) -> Response:
         """Answer on a route that has more than a plan: middleware of routers, dependencies, forms."""
         call = _with_params(call, params)
+        if route.finishes and owner.channel is not None:
+            owner.channel.finishes = True
         if not route.middleware:
             return await self._execute(route, call, owner)
 

@@ -218,7 +218,8 @@ class Worker:
 
     def _time_up(self, job: Job) -> None:
         job.answer(problem(TimeUp(f"the handler did not answer within {job.timeout:g} s")))
-        job.cancel()
+        if not job.finishes:
+            job.cancel()
 
     # ── what jobs ask for ──
 
