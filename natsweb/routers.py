@@ -63,8 +63,9 @@ class RouteOptions(TypedDict, total=False):
     function's name), `depends` are called first, for their effect only. With `stream` the body is not read ahead:
     `request.stream()` gives it as it comes. `heartbeat` is after how many seconds without an event a feed shows that
     it is alive (15, 0 for never). When the client has left or the time is up the handler is cancelled, unless
-    `on_disconnect` is "finish": then it runs to its end, within the grace when the service stops. The others are for documents: `summary` and `description` default to the first
-    paragraph and the rest of the docstring, `responses` describes further answers by status.
+    `on_disconnect` is "finish": then it runs to its end, within the grace when the service stops. The others are for
+    documents: `summary` and `description` default to the first paragraph and the rest of the docstring, `responses`
+    describes further answers by status.
     """
 
     status: int

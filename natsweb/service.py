@@ -7,13 +7,11 @@ that the worker, a test or an ASGI door needs.
 """
 
 import contextlib
-import functools
 import importlib
-import inspect
 import logging
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from typing import Any, Generic, Self, cast
 
 from starlette.types import ASGIApp
@@ -23,22 +21,19 @@ from natsweb.annotations import line_of, name_of
 from natsweb.asgi import AsgiApp
 from natsweb.counters import Counter
 from natsweb.dependencies import identity_of
-from natsweb.errors import DeclarationError, HandlerFailed, HTTPError, SettingsError, TooLarge, WebSocketClosed
+from natsweb.dispatch import Dispatcher
+from natsweb.errors import DeclarationError, SettingsError
 from natsweb.feeds import caller_of
-from natsweb.headers import Headers
 from natsweb.lifespans import Lifespan
-from natsweb.lifetimes import close_after, watch
-from natsweb.messages import Call, NotExecuted, Pieces, Request, Response
+from natsweb.messages import Call, Request, Response
 from natsweb.micro import ROOT, ROUTES, WIRE, Endpoint, routes_hash
-from natsweb.middleware import Middleware, pass_through
+from natsweb.middleware import Middleware
 from natsweb.mounts import Mount, mounts
 from natsweb.openapi import document
 from natsweb.params import Depends
-from natsweb.replies import Deferred, problem
-from natsweb.routers import Declared, OnError, Router, caller_line, check_depends, check_prefix, parse_template
+from natsweb.routers import Declared, Router, caller_line, check_depends, check_prefix, parse_template
 from natsweb.routes import Route
-from natsweb.routing import WEBSOCKET, Match, Matcher, Options
-from natsweb.scopes import RequestScope, unless_cancelled
+from natsweb.routing import Matcher
 from natsweb.security import Scheme, stand_in
 from natsweb.subjects import check_root, minimal_cover
 from natsweb.threads import Threads
@@ -107,22 +102,30 @@ class Service(Router, Generic[S]):
             self.root = check_root(root)
         except SettingsError as error:
             raise DeclarationError(error.what, where=caller_line(2), fix=error.fix) from None
-        self._compiled = False  # before middleware is added, which asks for it
         check_depends(depends, caller_line(2))
-        super().__init__(tags=tags, depends=depends, middleware=middleware)
+        super().__init__(tags=tags, depends=depends)
         self.name = name
         self.version = version
         self.queue = queue or name
         self.description = description
-        self.max_body = max_body
         self.start_timeout = start_timeout
         self._matcher: Matcher[Route | Mount] = Matcher()
-        #: Gets what handlers and mounted applications raise and is no answer: it is logged in any case.
-        self.on_failure: Callable[[BaseException], None] = lambda error: None
         self._overrides: dict[Any, Callable[..., Any]] = {}
         self._threads = Threads(threads or min(32, 5 * (os.cpu_count() or 1)), name)
         self._lifespan = Lifespan(name, self._threads)
         self._services: dict[type, Any] = {Service: self}
+        self._dispatcher = Dispatcher(
+            self._matcher,
+            self.around,
+            self.error_handlers,
+            threads=self._threads,
+            app=self._lifespan.scope,
+            services=self._services,
+            prepare=self.compile,
+            max_body=max_body,
+        )
+        for one in middleware:
+            self.middleware(one)
 
     def __repr__(self) -> str:
         return f"<Service {self.name} {self.version}: {len(self.routes)} routes below {self.root}>"
@@ -148,6 +151,20 @@ class Service(Router, Generic[S]):
     def threads(self, workers: int) -> None:
         self._threads.workers = workers
 
+    @property
+    def max_body(self) -> int:
+        """How many bytes of a body are read into memory."""
+        return self._dispatcher.max_body
+
+    @property
+    def on_failure(self) -> Callable[[BaseException], None]:
+        """What gets all that handlers and mounted applications raise and is no answer: it is logged in any case."""
+        return self._dispatcher.on_failure
+
+    @on_failure.setter
+    def on_failure(self, take: Callable[[BaseException], None]) -> None:
+        self._dispatcher.on_failure = take
+
     def _declare(self, declared: Declared) -> None:
         super()._declare(declared)
         declared = self._declared[-1]
@@ -158,10 +175,10 @@ class Service(Router, Generic[S]):
         except NameError:
             pass  # a name that is defined further down: `compile` tries again when the module is whole
         self._matcher.add(route)
-        self._compiled = False
+        self._dispatcher.is_compiled = False
 
     def _touch(self) -> None:
-        self._compiled = False
+        self._dispatcher.is_compiled = False
 
     def mount(self, prefix: str, app: ASGIApp) -> None:
         """Give all below `prefix` that no route takes to an ASGI application: FastAPI, Starlette, Django, Quart...
@@ -184,7 +201,7 @@ class Service(Router, Generic[S]):
         self._lifespan.add_manager(wrapped)
         for one in mounts(prefix, wrapped, where):
             self._matcher.add(one)
-        self._compiled = False
+        self._dispatcher.is_compiled = False
 
     def compile(self) -> None:
         """Finish what the decorators could not, since a type was not defined yet.
@@ -201,7 +218,7 @@ class Service(Router, Generic[S]):
                     fix=f"import or define {error.name} in that module, not under TYPE_CHECKING",
                 ) from None
             route.settle()
-        self._compiled = True
+        self._dispatcher.is_compiled = True
 
     def patterns(self, root: str | None = None) -> list[str]:
         """Return the minimal cover of the routes' subject patterns below `root` (default: the service's own)."""
@@ -346,7 +363,7 @@ class Service(Router, Generic[S]):
     def _forget(self) -> None:
         for route in self.routes:
             route.recipe = None
-        self._compiled = False
+        self._dispatcher.is_compiled = False
 
     # ── serving ──
 
@@ -357,214 +374,7 @@ class Service(Router, Generic[S]):
         this returns, or when the stream of the answer has ended or was closed. The one thing that gets out is
         `asyncio.CancelledError`, of whoever cancels this call.
         """
-        if type(call) is Call:
-            return self._behind_middleware(call.request(), call) if self.around else self._dispatch(call, call)
-        return self._complete(call.request())
-
-    async def _complete(self, request: Request) -> Response:
-        owner = Call(request.method, [])
-        pieces = None
-        try:
-            response = await self._behind_middleware(request, owner)
-            pieces = response.pieces
-            return response
-        finally:
-            if owner.counter is not None:
-                owner.counter.abandon()
-            if owner.after is not None:
-                if pieces is None:
-                    await owner.after.close()
-                else:
-                    close_after(pieces, owner.after)
-
-    async def _behind_middleware(self, request: Request, owner: Call) -> Response:
-        def endpoint(request: Request) -> Coroutine[Any, Any, Response]:
-            return self._dispatch(request, owner)
-
-        def caught(error: BaseException, request: Request) -> Coroutine[Any, Any, Response]:
-            return self._caught(error, request, None)
-
-        response = await pass_through(request, self.around, endpoint, caught)
-        if response.retry and owner.counter is not None:  # a handler has run, whatever middleware makes of it
-            return Response.trusted(response.status, response.headers, response.body)
-        return self._adopt(response, request, None, owner)
-
-    async def _dispatch(self, call: Call | Request, owner: Call) -> Response:
-        """Find the route of a request and answer it; what is left to do after the reply goes to `owner.after`."""
-        route = None
-        try:
-            if not self._compiled:
-                self.compile()
-            found = self._matcher.find(WEBSOCKET if call.upgrade else call.method, call.tokens)
-            if not isinstance(found, Match):
-                return _redirect_or_options(found, call)
-            endpoint, params = found
-            if owner.counter is not endpoint.counter:
-                if owner.counter is not None:
-                    owner.counter.abandon()
-                owner.counter = endpoint.counter
-                endpoint.counter.started += 1
-            if isinstance(endpoint, Mount):
-                return self._adopt(await endpoint.app.handle(call), call, None, owner)
-            route = endpoint
-            recipe, to_response = route.recipe, route.to_response
-            assert recipe is not None
-            assert to_response is not None
-            plan = recipe.plan
-            if not route.is_plain:
-                return await self._around(route, call, params, owner)
-            if call.more or len(call.body) > self.max_body:
-                await self._read(call)
-            if plan.given:
-                call = _with_params(call, params)
-            arguments = plan.bind(call, params)
-            if route.is_async:
-                response = to_response(await route.call(**arguments))
-            else:
-                response = to_response(await self._threads.run(functools.partial(route.call, **arguments)))
-            if type(response) is Response:
-                return response
-            if not isinstance(response, Response):
-                response = await response.render(call)
-            return self._adopt(response, call, route, owner)
-        except BaseException as error:  # SystemExit and KeyboardInterrupt of one handler must not stop all others
-            return await self._caught(error, call, route)
-
-    async def _around(self, route: Route, call: Call | Request, params: dict[str, str], owner: Call) -> Response:
-        """Answer on a route that has more than a plan: middleware of routers, dependencies, forms."""
-        call = _with_params(call, params)
-        if route.finishes and owner.channel is not None:
-            owner.channel.finishes = True
-        if not route.middleware:
-            return await self._execute(route, call, owner)
-
-        async def endpoint(request: Request) -> Response:
-            try:
-                return await self._execute(route, request, owner)
-            except BaseException as error:
-                return await self._caught(error, request, route)
-
-        def caught(error: BaseException, request: Request) -> Coroutine[Any, Any, Response]:
-            return self._caught(error, request, route)
-
-        response = await pass_through(call.request(), route.middleware, endpoint, caught)
-        return self._adopt(response, call, route, owner)
-
-    async def _execute(self, route: Route, call: Call | Request, owner: Call) -> Response:
-        """Make the dependencies, call the handler, and clean up what ends with it."""
-        recipe, to_response = route.recipe, route.to_response
-        assert recipe is not None
-        assert to_response is not None
-        scope = self._new_scope(owner)
-        response: Response | Deferred | None = None
-        failure: BaseException | None = None
-        try:
-            async with contextlib.AsyncExitStack() as stack:
-                try:
-                    if route.is_whole and (call.more or len(call.body) > self.max_body):
-                        await self._read(call)
-                    arguments = await recipe.arguments(
-                        call, call.params, scope, stack, self._lifespan.scope, self._services
-                    )
-                    if route.is_async:
-                        response = to_response(await route.call(**arguments))
-                    else:
-                        response = to_response(await self._threads.run(functools.partial(route.call, **arguments)))
-                    if not isinstance(response, Response):
-                        response = await response.render(call)
-                    if response.pieces is not None:  # the handler runs on, with all that was made for it
-                        self._watch(response.pieces, call, route, scope, stack.pop_all())
-                except BaseException as error:
-                    failure, response = error, None
-                    raise
-            if response is None:
-                raise failure or RuntimeError("the handler gave no response")  # a dependency has swallowed the error
-        except BaseException as error:
-            scope.error = error
-            raise
-        return response
-
-    def _new_scope(self, owner: Call) -> RequestScope:
-        """Return the scope of a request; each try of a middleware has its own."""
-        scope = owner.after = RequestScope(self._threads, owner.after)
-        return scope
-
-    async def _read(self, call: Call | Request) -> None:
-        """Read the whole body, which stays; raises `TooLarge`, before it is read where its length is known."""
-        said = call.headers.get("content-length") or ""
-        too_large = call.more and said.isdigit() and int(said) > self.max_body
-        if too_large or len(await call.read(self.max_body)) > self.max_body:
-            raise TooLarge(f"the request body is too large: this route takes at most {self.max_body} bytes of it")
-
-    def _adopt(self, response: Response, call: Call | Request, route: Route | None, owner: Call) -> Response:
-        """Return a response; a stream that was not made for a handler's dependencies gets a scope of its own."""
-        if response.pieces is not None and response.pieces.failed is None:
-            self._watch(response.pieces, call, route, self._new_scope(owner), contextlib.AsyncExitStack())
-        return response
-
-    def _watch(
-        self,
-        pieces: Pieces,
-        call: Call | Request,
-        route: Route | None,
-        scope: RequestScope,
-        stack: contextlib.AsyncExitStack,
-    ) -> None:
-        """Bind the stream of an answer to its request, and what is raised in it to the error handling here."""
-
-        def answer(error: BaseException) -> Coroutine[Any, Any, Response]:
-            return self._caught(error, call, route)
-
-        def log(error: BaseException) -> None:
-            self._log(error, call, route)
-
-        watch(pieces, scope, stack, answer, log)
-
-    async def _caught(self, error: BaseException, call: Call | Request, route: Route | None) -> Response:
-        """Return the response of what was raised; raises it if it is the caller's own cancellation.
-
-        `route` is None for an error of routing or of the service's own middleware.
-        """
-        unless_cancelled(error)
-        if isinstance(error, WebSocketClosed) and call.upgrade:
-            return Response.trusted(204, Headers(), b"")  # the client has said goodbye: an end like any other
-        executed = route is not None or not isinstance(error, HTTPError) or not error.retry
-        handlers = self.error_handlers if route is None or route.on_error is None else route.on_error
-        try:
-            handler = _handler_of(error, handlers)
-            if handler is not None:
-                response = await self._respond(handler, error, call)
-                if executed or response.pieces is not None:
-                    return response
-                return NotExecuted.trusted(response.status, response.headers, response.body)
-        except Exception as raised:
-            error = raised
-        return self._problem(error, executed, call, route)
-
-    async def _respond(self, handler: OnError, error: BaseException, call: Call | Request) -> Response:
-        """Return what an error handler answers; raises what it raises, or returns, as an error."""
-        if inspect.iscoroutinefunction(handler):
-            answer = await handler(call.request(), error)
-        else:
-            answer = await self._threads.run(functools.partial(handler, call.request(), error))
-        if isinstance(answer, HTTPError):
-            raise answer from error
-        if not isinstance(answer, Response):
-            raise TypeError(f"error handler {name_of(handler)} returned {type(answer).__name__}, not a Response")
-        return answer
-
-    def _problem(self, error: BaseException, executed: bool, call: Call | Request, route: Route | None) -> Response:
-        """Return the problem+json of an error; what is no answer is logged, and is a 500."""
-        if isinstance(error, HTTPError):
-            with contextlib.suppress(Exception):
-                return problem(error, executed=executed)
-        self._log(error, call, route)
-        return problem(HandlerFailed("the handler failed; the service's log says why"))
-
-    def _log(self, error: BaseException, call: Call | Request, route: Route | None) -> None:
-        words = f"{call.method} {call.raw_path}" if route is None else f"{call.method} {route.template}"
-        logger.error("%s failed (%s)", words, "middleware" if route is None else route.place, exc_info=error)
-        self.on_failure(error)
+        return self._dispatcher.handle(call)
 
     def close(self) -> None:
         """Let go of the threads; what has not started in them is dropped."""
@@ -577,31 +387,6 @@ class Service(Router, Generic[S]):
         """
         # The command line stands above the service; it is loaded by name so that the arrow stays one-way.
         importlib.import_module("natsweb.cli.run").serve_here([self], nats=nats, root=root)
-
-
-def _handler_of(error: BaseException, handlers: Mapping[type[Exception], OnError]) -> OnError | None:
-    """Return the handler of the most specific class; an `HTTPError` is an answer, so `Exception` is not its class."""
-    for kind in type(error).__mro__:
-        if kind in handlers:
-            return handlers[kind]
-        if kind is HTTPError:
-            return None
-    return None
-
-
-def _with_params(call: Call | Request, params: dict[str, str]) -> Call | Request:
-    if isinstance(call, Call):
-        call.params = params
-        return call
-    return call.model_copy(update={"params": params})
-
-
-def _redirect_or_options(found: Any, call: Call | Request) -> Response:
-    if isinstance(found, Options):
-        return Response(status=204, headers={"allow": ", ".join(found.allow)})
-    # Relative, so that it holds behind any prefix, and can never be taken for `//another.host`.
-    location = f"../{found.tokens[-1]}" + (f"?{call.query}" if call.query else "")
-    return Response(status=308, headers={"location": location, "cache-control": "no-store"})
 
 
 def _is_semver(version: str) -> bool:
