@@ -6,8 +6,8 @@ and whose it is. Then a `Flight` carries it. It knows no sockets, no ASGI and no
 
 import asyncio
 import re
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
 
 from natsweb.bus import Bus, Reply
 from natsweb.catalogue import Owner
@@ -21,8 +21,10 @@ from natsweb.errors import (
     Stopping,
     TooLarge,
 )
-from natsweb.flights import Budget, Done, Flight, Incoming, nats_down
-from natsweb.messages import Response
+from natsweb.flights import Budget, Done, Flight, Incoming, Opened, Outcome, nats_down
+from natsweb.headers import Headers
+from natsweb.messages import Pieces, Response, StreamingResponse
+from natsweb.pipes import Reader
 from natsweb.replies import problem
 from natsweb.routing import WEBSOCKET
 from natsweb.settings import Limits
@@ -221,19 +223,24 @@ class Exchange:
             self._held.discard(flight)
 
     async def forward(self, incoming: Incoming, body: bytes) -> Response:
-        """Return the response to a request; every failure is a response as well. Cancelling drops the request.
+        """Return the response to a request, which may stream; every failure before that is a response as well.
 
-        For one who takes no stream: set `window` to 0 before.
+        Cancelling drops the request, and so does closing the pieces of a stream before their end.
         """
-        landed: asyncio.Future[Any] = self.loop.create_future()
+        landed: asyncio.Future[Outcome] = self.loop.create_future()
         try:
             flight = self.launch(incoming, body, landed.set_result)
         except HTTPError as error:
             return problem(error)
         try:
             outcome = await landed
-        finally:
+        except BaseException:
             flight.drop()
+            raise
+        if isinstance(outcome, Opened):
+            return StreamingResponse(
+                Pieces(_bytes_of(outcome)), status=outcome.status, headers=Headers.from_block(outcome.lines)
+            )
         return to_response(outcome, incoming.method)
 
     def cut(self) -> int:
@@ -339,6 +346,17 @@ def _check_method(method: str) -> None:
         raise MethodNotAllowed(f"a gateway does not forward {method}", allow=FORWARDED_METHODS)
     if not _METHOD(method):
         raise HTTPError(501, "this is not an HTTP method", reason="unknown_method")
+
+
+async def _bytes_of(opened: Opened) -> AsyncIterator[bytes]:
+    reader = opened.stream.sink
+    assert isinstance(reader, Reader)
+    try:
+        async for chunk in reader.chunks():
+            yield chunk
+        opened.flight.close()
+    finally:
+        opened.flight.drop()
 
 
 def to_response(outcome: Reply | HTTPError, method: str) -> Response:

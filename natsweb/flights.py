@@ -18,7 +18,7 @@ from natsweb.errors import BadReply, Disconnected, HTTPError, NatsDown, NoServic
 from natsweb.pipes import Stream
 from natsweb.wire import RequestHead, decode_control, decode_reply, may_retry
 
-__all__ = ["Budget", "Done", "Flight", "Incoming", "Opened", "Tower", "nats_down"]
+__all__ = ["Budget", "Done", "Flight", "Incoming", "Opened", "Outcome", "Tower", "nats_down"]
 
 _RETRIES = 2
 

@@ -121,9 +121,33 @@ async def _call(
             raise SettingsError(f"the headers cannot be sent: {error.detail}", fix="write -H 'name: value'") from None
         incoming = Incoming(method, target.encode(), query.encode(), lines)
         response = await exchange.forward(incoming, body)
-        await directory.stop()
-    (_print_json if as_json else _print)(response)
-    return 0 if response.status < 400 else 1
+        try:
+            whole = await _take(response, as_json)
+        finally:
+            await directory.stop()
+    return 0 if whole and response.status < 400 else 1
+
+
+async def _take(response: Any, as_json: bool) -> bool:
+    """Print an answer, a stream of lines as it comes; False if it was cut off."""
+    if response.pieces is None:
+        (_print_json if as_json else _print)(response)
+        return True
+    parts = []
+    if not as_json:
+        _print_head(response)
+    try:
+        async for piece in response.pieces.source:
+            parts.append(piece if as_json else b"")
+            if not as_json:
+                sys.stdout.buffer.write(piece)
+                sys.stdout.buffer.flush()
+    except HTTPError as error:
+        typer.echo(error.detail, err=True)
+        return False
+    if as_json:
+        _print_json(response.model_copy(update={"body": b"".join(parts)}))
+    return True
 
 
 def _print_json(response: Any) -> None:
@@ -136,10 +160,7 @@ def _print_json(response: Any) -> None:
 
 def _print(response: Any) -> None:
     """Print the head on stderr and the body on stdout, so that the body can be piped on."""
-    typer.echo(typer.style(f"{response.status} {phrase(response.status)}", bold=True), err=True)
-    for name, value in response.headers:
-        typer.echo(f"{name}: {value}", err=True)
-    typer.echo("", err=True)
+    _print_head(response)
     if not response.body:
         return
     if "json" in response.headers.get("content-type", ""):
@@ -153,3 +174,10 @@ def _print(response: Any) -> None:
     if sys.stdout.isatty() and not response.body.endswith(b"\n"):
         sys.stdout.buffer.write(b"\n")
     sys.stdout.buffer.flush()
+
+
+def _print_head(response: Any) -> None:
+    typer.echo(typer.style(f"{response.status} {phrase(response.status)}", bold=True), err=True)
+    for name, value in response.headers:
+        typer.echo(f"{name}: {value}", err=True)
+    typer.echo("", err=True)
