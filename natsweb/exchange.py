@@ -27,12 +27,13 @@ from natsweb.messages import Pieces, Response, StreamingResponse
 from natsweb.pipes import Reader
 from natsweb.replies import problem
 from natsweb.routing import WEBSOCKET
+from natsweb.rules import Rules
 from natsweb.settings import Limits
 from natsweb.streams import WINDOW
 from natsweb.subjects import REPLY_PREFIXES, check_root, to_subject
 from natsweb.wire import RequestHead, decode_response, encode_fields, request_head
 
-__all__ = ["FORWARDED_METHODS", "Exchange", "address", "to_response"]
+__all__ = ["FORWARDED_METHODS", "Exchange", "address", "bytes_of", "streamed", "to_response"]
 
 _METHOD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Z]{1,32}").fullmatch
 FORWARDED_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
@@ -68,15 +69,26 @@ class Directory(Protocol):
 
 
 class Exchange:
-    """Carries requests over `bus` to the services below `root`, each for `timeout` seconds at most."""
+    """Carries requests over `bus` to the services below `root`, each for `timeout` seconds at most, by `rules`."""
 
-    def __init__(self, bus: Bus, root: str, *, timeout: float = 10.0, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        root: str,
+        *,
+        timeout: float = 10.0,
+        limits: Limits | None = None,
+        rules: Rules | None = None,
+    ) -> None:
         self.bus = bus
         self.window = WINDOW
         self.reply_prefixes = tuple([prefix.encode() for prefix in REPLY_PREFIXES])
         self.root = check_root(root)
         self.timeout = timeout
         self.limits = limits or Limits()
+        self.rules = rules or Rules()
+        self._excluded = self.rules.excluded(self.root)
+        self._times = self.rules.times(self.root)
         self.budget = Budget()
         self.loop = asyncio.get_running_loop()
         self._flights: set[Flight] = set()
@@ -132,7 +144,7 @@ class Exchange:
 
         Raises `HeadersTooLarge` over the limits, `BadRequest` for a name or value that must not be sent.
         """
-        lines = encode_fields(fields)
+        lines = encode_fields(self.rules.apply(fields))
         if len(lines) > self.limits.header_bytes:
             raise HeadersTooLarge(f"the request's headers have more than {self.limits.header_bytes} bytes")
         if len(fields) > self.limits.header_count:
@@ -171,6 +183,9 @@ class Exchange:
         if incoming.method not in FORWARDED_METHODS:
             _check_method(incoming.method)
         incoming.subject = to_subject(self.root, incoming.raw_path.decode("latin-1"), limit=self.limits.subject)
+        incoming.timeout = self.timeout
+        if self._excluded or self._times:
+            self._look_up(incoming)
         owner = None
         if self.directory is not None:
             owner = self.directory.owner(WEBSOCKET if incoming.upgrade else incoming.method, self._tokens(incoming))
@@ -190,6 +205,16 @@ class Exchange:
             upgrade=incoming.upgrade,
         )
         return incoming.head
+
+    def _look_up(self, incoming: Incoming) -> None:
+        """Find what the rules say of a path; raises `NoService` for one that this gateway does not reach."""
+        subject = incoming.subject + "."
+        if subject.startswith(self._excluded):
+            raise NoService("this gateway has no such path")
+        for start, seconds in self._times:
+            if subject.startswith(start):
+                incoming.timeout = seconds
+                return
 
     def _name(self, owner: Owner | None) -> str | None:
         """Return who is meant.
@@ -238,9 +263,7 @@ class Exchange:
             flight.drop()
             raise
         if isinstance(outcome, Opened):
-            return StreamingResponse(
-                Pieces(_bytes_of(outcome)), status=outcome.status, headers=Headers.from_block(outcome.lines)
-            )
+            return streamed(outcome)
         return to_response(outcome, incoming.method)
 
     def cut(self) -> int:
@@ -295,8 +318,8 @@ class Exchange:
     def _listen(self) -> None:
         """Have those services looked for that have not said a word for a while."""
         self._listener = None
-        before = self.loop.time() + self.timeout - _SILENCE
-        silent = [one for one in self._flights if one.due < before and one.stream is None]
+        later = self.loop.time() - _SILENCE
+        silent = [one for one in self._flights if one.due < later + one.incoming.timeout and one.stream is None]
         if self.directory is not None:
             for name in {one.sent_to.name for one in silent if one.sent_to is not None}:
                 self.directory.suspect(name)
@@ -348,7 +371,13 @@ def _check_method(method: str) -> None:
         raise HTTPError(501, "this is not an HTTP method", reason="unknown_method")
 
 
-async def _bytes_of(opened: Opened) -> AsyncIterator[bytes]:
+def streamed(opened: Opened) -> Response:
+    """Return an answer that streams as a response."""
+    return StreamingResponse(Pieces(bytes_of(opened)), status=opened.status, headers=Headers.from_block(opened.lines))
+
+
+async def bytes_of(opened: Opened) -> AsyncIterator[bytes]:
+    """Give the bytes of an answer that streams; raises why it is cut off. Closing it early drops the request."""
     reader = opened.stream.sink
     assert isinstance(reader, Reader)
     try:

@@ -45,7 +45,6 @@ class Tower(Protocol):
     bus: Bus
     loop: asyncio.AbstractEventLoop
     budget: "Budget"
-    timeout: float
     turns: int
     reply_prefixes: tuple[bytes, ...]
 
@@ -103,9 +102,13 @@ class Incoming:
         "raw_path",
         "scheme",
         "subject",
+        "timeout",
         "turn",
         "upgrade",
     )
+
+    #: Seconds that the answer may take: the exchange says so.
+    timeout: float
 
     def __init__(
         self,
@@ -206,9 +209,9 @@ class Flight(Asked):
         if self._timer is not None:  # of a wait that something else has ended
             self._timer.cancel()
             self._timer = None
-        left = exchange.timeout if self._deadline == 0.0 else self._deadline - exchange.loop.time()
+        left = incoming.timeout if self._deadline == 0.0 else self._deadline - exchange.loop.time()
         if left <= 0:
-            self.finish(TimeUp(f"no answer within {exchange.timeout:g} s"))
+            self.finish(TimeUp(f"no answer within {incoming.timeout:g} s"))
             return
         head = incoming.head
         if head is None or incoming.turn != exchange.turns:
@@ -291,7 +294,7 @@ class Flight(Asked):
         """Call `then` after `seconds`, or at the deadline, unless something else happens first."""
         loop = self._exchange.loop
         if self._deadline == 0.0:
-            self._deadline = loop.time() + self._exchange.timeout
+            self._deadline = loop.time() + self.incoming.timeout
         self._timer = loop.call_at(min(loop.time() + seconds, self._deadline), then)
 
     # ── more than one message ──

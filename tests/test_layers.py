@@ -18,7 +18,7 @@ FLOORS = [
     ["messages", "params", "paths"],
     ["annotations"],
     ["markers"],
-    ["wire", "streams", "routing", "sockets", "binding", "replies", "middleware", "micro", "counters"],
+    ["wire", "streams", "routing", "sockets", "binding", "replies", "middleware", "micro", "counters", "rules"],
     ["plans"],
     ["beats", "deadlines", "threads", "forms"],
     ["asgi", "security", "scopes", "files", "bus", "catalogue"],

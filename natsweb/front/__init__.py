@@ -11,12 +11,12 @@ import functools
 import importlib.util
 import os
 import socket
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import uvicorn
 
 from natsweb.errors import StartError
-from natsweb.exchange import address
+from natsweb.exchange import Exchange, address
 from natsweb.front.protocol import Connection
 from natsweb.gateway import Gateway
 
@@ -50,9 +50,13 @@ class Front:
         log: bool = False,
     ) -> None:
         self.log = log
+        self._gateway = gateway
         self.exchange = gateway.exchange
         self.limits = gateway.exchange.limits
-        self.fast = fast
+        self.fast = fast and not gateway.sees_requests
+        self.pick: Callable[[bytes, bytes], tuple[Exchange, bytes]] | None = None
+        if gateway.sites.are_several:
+            self.pick = gateway.pick
         self.here = gateway.here
         self.stopping = False
         self._dated: list[tuple[bytes, bytes]] = []
@@ -185,7 +189,7 @@ class Front:
         if not done:
             for connection in self._connections():
                 connection.cut()
-            cut = self.exchange.cut()
+            cut = self._gateway.cut()
             await asyncio.sleep(0.05)  # the answers that say so are on their way
             for connection in self._connections():
                 connection.transport.abort()

@@ -10,6 +10,7 @@ import asyncio
 import functools
 import logging
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Protocol
 from urllib.parse import unquote
 
@@ -23,7 +24,7 @@ from natsweb.exchange import FORWARDED_METHODS, Exchange, address
 from natsweb.flights import Flight, Incoming, Opened
 from natsweb.front.streaming import StreamedAnswer
 from natsweb.front.strict import Head, check_head, plain_line, split_target
-from natsweb.gateway import CutOff
+from natsweb.gateway import CutOff, bare_host
 from natsweb.headers import Headers
 from natsweb.pipes import Reader
 from natsweb.replies import problem
@@ -60,6 +61,8 @@ class Owner(Protocol):
     here: frozenset[bytes]
     log: bool
     stopping: bool
+    #: From host and raw path to the exchange of a request and its path there, if there are several exchanges.
+    pick: Callable[[bytes, bytes], tuple[Exchange, bytes]] | None
 
     def date_lines(self) -> bytes:
         """Return the field lines that every answer has."""
@@ -75,10 +78,12 @@ class Owner(Protocol):
 class _Ready:
     """A complete request for the fast door, or an answer that is ready already."""
 
-    __slots__ = ("body", "incoming", "is_old", "keep_alive", "refusal")
+    __slots__ = ("body", "exchange", "host", "incoming", "is_old", "keep_alive", "refusal")
 
     def __init__(self, incoming: Incoming, body: bytes, keep_alive: bool, refusal: HTTPError | None = None) -> None:
         self.is_old = False  # HTTP/1.0
+        self.exchange: Exchange | None = None  # the only one
+        self.host = b""
         self.incoming = incoming
         self.body = body
         self.keep_alive = keep_alive
@@ -207,8 +212,9 @@ class Connection(HttpToolsProtocol):
         method, path, query = line.groups()
         if path in self._owner.here:
             return None
-        incoming = self._incoming(method.decode("ascii"), path, query or b"", before.incoming.fields)
-        self._repeated, self._repeated_item = data, _Ready(incoming, b"", True)
+        self._repeated = data
+        item = self._ready(method.decode("ascii"), path, query or b"", before.incoming.fields, before.host)
+        self._repeated_item = item
         return self._repeated_item
 
     def _remember(self, data: bytes) -> None:
@@ -218,8 +224,14 @@ class Connection(HttpToolsProtocol):
         if item is not None and not item.body and item.keep_alive and plain_line(data, 0, end):
             self._repeated, self._repeated_lines, self._repeated_item = data, data[end:], item
 
-    def _incoming(self, method: str, path: bytes, query: bytes, fields: bytes) -> Incoming:
-        return Incoming(method, path, query, fields, self._address, self.scheme or "http")
+    def _ready(self, method: str, path: bytes, query: bytes, fields: bytes, host: bytes) -> _Ready:
+        """Return a request without a body, with the exchange that it belongs to."""
+        exchange = None
+        if self._owner.pick is not None:
+            exchange, path = self._owner.pick(host, path)
+        item = _Ready(Incoming(method, path, query, fields, self._address, self.scheme or "http"), b"", True)
+        item.exchange, item.host = exchange, host
+        return item
 
     def _feed(self, data: bytes) -> bytes:
         """Parse some bytes; return those that are to be parsed again."""
@@ -478,8 +490,8 @@ class Connection(HttpToolsProtocol):
                 if self.headers is self._known_headers:
                     self._known_fields = fields
             keep_alive = self._keep_alive and self.parser.should_keep_alive()
-            incoming = self._incoming(self._method, self._path, self._query, fields)
-            self._whole = item = _Ready(incoming, body, keep_alive)
+            self._whole = item = self._ready(self._method, self._path, self._query, fields, self._asked_host())
+            item.body, item.keep_alive = body, keep_alive
             item.is_old = self._version == "1.0"
             self._enter(item)
             return
@@ -491,6 +503,12 @@ class Connection(HttpToolsProtocol):
             cycle.message_event.set()
         if self._running is not None:
             self.doing = ANSWER
+
+    def _asked_host(self) -> bytes:
+        """Return the host of the request, where that makes a difference."""
+        if self._owner.pick is None:
+            return b""
+        return next((bare_host(value) for name, value in self.headers if name == b"host"), b"")
 
     def _fail(self, error: HTTPError) -> None:
         """Leave the parser with an error that `data_received` answers."""
@@ -559,7 +577,7 @@ class Connection(HttpToolsProtocol):
             self._launch(item)
 
     def _launch(self, item: _Ready) -> None:
-        exchange = self._owner.exchange
+        exchange = item.exchange or self._owner.exchange
         try:
             flight = exchange.launch(item.incoming, item.body, self._landed)
         except HTTPError as error:

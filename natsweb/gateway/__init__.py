@@ -5,24 +5,34 @@ reads the body, lets the exchange decide and carry, and writes the answer. It im
 """
 
 import asyncio
+import functools
 import logging
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from natsweb.bus import Bus
 from natsweb.discovery import Directory
 from natsweb.errors import HTTPError, Mistake, NatsRefused, NatsUnreachable
 from natsweb.exchange import Exchange
 from natsweb.flights import nats_down
-from natsweb.gateway.http import CutOff, carry, send_response
-from natsweb.gateway.scopes import Receive, Scope, Send, path_below_mount
-from natsweb.gateway.websocket import carry_socket
-from natsweb.messages import Response
+from natsweb.gateway.filters import Filters, OnGatewayError, echo, forward
+from natsweb.gateway.http import AsgiUpload, CutOff, carry, refuse, send_response
+from natsweb.gateway.scopes import Receive, Scope, Send, bare_host, host_of, path_below_mount, to_incoming
+from natsweb.gateway.seen import carry_seen, to_request
+from natsweb.gateway.sites import Sites
+from natsweb.gateway.websocket import Handshake, carry_socket
+from natsweb.messages import Request, Response
+from natsweb.middleware import Handler, Middleware
 from natsweb.natsbus import connect
 from natsweb.replies import problem
+from natsweb.rules import Rules
 from natsweb.settings import Limits, Nats, find_nats
 from natsweb.streams import MAX_MESSAGE
-from natsweb.subjects import check_root
 
-__all__ = ["CutOff", "Gateway"]
+__all__ = ["CutOff", "Gateway", "bare_host", "echo"]
+
+F = TypeVar("F", bound=Middleware)
+E = TypeVar("E", bound=OnGatewayError)
 
 _TRY_AGAIN = 1.0
 
@@ -40,6 +50,11 @@ class Gateway:
     no service has claimed is 404 at once, without asking NATS. `health` answers `/healthz` and `/readyz` itself.
     `ws_max_size` is the largest WebSocket message in bytes.
 
+    `roots` are further roots, by host or path: `{"admin.example.com": "api.admin", "/staging": "api.staging"}`. `rules`
+    say which headers, cookies and paths cross, and for how long. `filters` stand around every request, the first
+    outermost, and `on_error` answers in place of the gateway's own errors. `exchange` is a `Handler` that answers
+    instead of the services: no NATS is needed then.
+
     Raises `SettingsError` for a root that could reach system subjects.
     """
 
@@ -55,8 +70,17 @@ class Gateway:
         known_only: bool = False,
         health: bool = True,
         ws_max_size: int = MAX_MESSAGE,
+        roots: Mapping[str, str] | None = None,
+        rules: Rules | None = None,
+        filters: Sequence[Middleware] = (),
+        on_error: OnGatewayError | None = None,
+        exchange: Handler | None = None,
     ) -> None:
-        self.root = check_root(root)
+        self.sites = Sites(root, roots)
+        self.root = root
+        self.rules = rules or Rules()
+        self._filters = Filters(filters, on_error)
+        self._handler = exchange
         self._nats = nats
         self._given_bus = bus
         self._own_bus: Bus | None = None
@@ -67,6 +91,8 @@ class Gateway:
         self._health = health
         self.ws_max_size = ws_max_size
         self._exchange: Exchange | None = None
+        self._exchanges: dict[str, Exchange] = {}
+        self._directories: list[Directory] = []
         self.directory: Directory | None = None
         self._starting = asyncio.Lock()
         self._failed_at = float("-inf")
@@ -86,20 +112,23 @@ class Gateway:
     async def start(self) -> None:
         """Connect to NATS; raises `NatsUnreachable`. A second call does nothing."""
         async with self._starting:
-            if self._exchange is not None:
+            if self._exchange is not None or self._handler is not None:
                 return
             bus = self._given_bus
             if bus is None:
                 nats = self._nats if isinstance(self._nats, Nats) else find_nats(url=self._nats)
                 bus = self._own_bus = await connect(nats, name=f"natsweb/gateway/{self.root}")
-            exchange = Exchange(bus, self.root, timeout=self._timeout, limits=self._limits)
-            if self._discovery:
-                self.directory = await self._look_around(bus, exchange)
-            self._exchange = exchange
+            for root in self.sites.roots:
+                exchange = Exchange(bus, root, timeout=self._timeout, limits=self._limits, rules=self.rules)
+                if self._discovery and (directory := await self._look_around(bus, exchange)) is not None:
+                    self._directories.append(directory)
+                self._exchanges[root] = exchange
+            self.directory = self._directories[0] if self._directories else None
+            self._exchange = self._exchanges[self.root]
 
     async def _look_around(self, bus: Bus, exchange: Exchange) -> Directory | None:
         """Return the directory of services, complete; None if NATS does not let this user have one."""
-        directory = Directory(bus, self.root, on_change=exchange.turn, on_gone=exchange.gone)
+        directory = Directory(bus, exchange.root, on_change=exchange.turn, on_gone=exchange.gone)
         try:
             await directory.start()
         except (HTTPError, NatsRefused) as error:
@@ -112,9 +141,10 @@ class Gateway:
 
     async def stop(self) -> None:
         """Close the connection, if it is the gateway's own."""
-        self._exchange = None
-        directory, self.directory = self.directory, None
-        if directory is not None:
+        self._exchange = self.directory = None
+        self._exchanges.clear()
+        directories, self._directories = self._directories, []
+        for directory in directories:
             await directory.stop()
         bus, self._own_bus = self._own_bus, None
         if bus is not None:
@@ -149,13 +179,14 @@ class Gateway:
         elif scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] == "websocket":
-            await carry_socket(self._started, scope, receive, send, largest=self.ws_max_size)
+            opening = functools.partial(self._open_socket, scope)
+            await carry_socket(opening, scope, receive, send, largest=self.ws_max_size)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             response = self._own_answer(scope)
             if response is None:
-                await carry(self._started, scope, receive, send)
+                await self._carry(scope, receive, send)
                 return
         except CutOff:
             raise
@@ -163,6 +194,70 @@ class Gateway:
             logger.exception("carrying a request failed")
             response = problem(HTTPError(500, "the gateway failed; its log says why", reason="gateway_failed"))
         await send_response(response, scope["method"], send)
+
+    async def _carry(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.sees_requests:
+            endpoint = self._handler or functools.partial(self._forward, host_of(scope))
+            await carry_seen(self._filters, endpoint, scope, receive, send)
+            return
+        try:
+            await self._started()
+        except HTTPError as error:
+            await refuse(error, AsgiUpload(receive), scope, send)
+            return
+        exchange, path = self.pick(host_of(scope), path_below_mount(scope))
+        await carry(exchange, path, scope, receive, send)
+
+    async def _forward(self, host: bytes, request: Request) -> Response:
+        await self._started()
+        exchange, path = self.pick(host, request.raw_path.encode("latin-1"))
+        return await forward(exchange, request, path)
+
+    async def _open_socket(self, scope: Scope, handshake: Handshake) -> Response:
+        if self._handler is not None:
+            raise HTTPError(501, "what stands in for the services here takes no WebSockets", reason="no_websockets")
+        await self._started()
+        if not self._filters.are_there:
+            exchange, path = self.pick(host_of(scope), path_below_mount(scope))
+            return await handshake.ask(exchange, to_incoming(exchange, path, scope))
+
+        async def ask(request: Request) -> Response:
+            exchange, path = self.pick(host_of(scope), request.raw_path.encode("latin-1"))
+            query, fields = request.query.encode("latin-1"), request.headers.fields
+            seen = {**scope, "query_string": query, "headers": fields}
+            return await handshake.ask(exchange, to_incoming(exchange, path, seen))
+
+        return await self._filters.answer(to_request(scope, upgrade=True).request(), ask)
+
+    # ── around requests ──
+
+    def filter(self, function: F) -> F:
+        """Put `async def f(request, call_next) -> Response` around all requests, inside of those that are there.
+
+        It may change the request before, its path too; answer itself; and change the response. Failures are responses.
+        Requests of a gateway with filters take its ASGI door.
+        """
+        self._filters.add(function)
+        return function
+
+    def on_error(self, function: E) -> E:
+        """Let `async def f(request, error) -> Response` answer in place of the gateway's own errors."""
+        self._filters.catch(function)
+        return function
+
+    @property
+    def sees_requests(self) -> bool:
+        """Whether every request has to become a `Request` here: for filters, or for what stands in for NATS."""
+        return self._filters.are_there or self._handler is not None
+
+    def pick(self, host: bytes, raw_path: bytes) -> tuple[Exchange, bytes]:
+        """Return the exchange that a request belongs to, and its path there."""
+        root, path = self.sites.pick(host, raw_path)
+        return self._exchanges[root], path
+
+    def cut(self) -> int:
+        """End everything under way with a 503; return how many that were."""
+        return sum([exchange.cut() for exchange in self._exchanges.values()])
 
     def _own_answer(self, scope: Scope) -> Response | None:
         """Return the answer to a health check, None for anything else."""
@@ -184,6 +279,8 @@ class Gateway:
     @property
     def is_ready(self) -> bool:
         """Whether requests can be carried: started, and connected to NATS."""
+        if self._handler is not None:
+            return True
         return self._exchange is not None and self._exchange.bus.is_connected
 
     async def _live(self, receive: Receive, send: Send) -> None:

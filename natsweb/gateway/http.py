@@ -6,43 +6,43 @@ connection without an end that looks like one. Knows ASGI and the exchange.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from natsweb.errors import HTTPError
-from natsweb.exchange import Exchange, to_response
-from natsweb.flights import Flight, Incoming, Opened
+from natsweb.exchange import Exchange, bytes_of, to_response
+from natsweb.flights import Flight, Incoming, Opened, Outcome
 from natsweb.gateway.scopes import Receive, Scope, Send, has_body, length_of, to_incoming
 from natsweb.headers import Headers
 from natsweb.messages import Response
-from natsweb.pipes import Reader
 from natsweb.replies import problem
 from natsweb.streams import CHUNK
 
-__all__ = ["CutOff", "carry", "send_response"]
+__all__ = ["AsgiUpload", "CutOff", "Upload", "carry", "first_part", "launch", "refuse", "send_response"]
 
 
 class CutOff(Exception):
     """An answer that has begun cannot be finished: the connection has to be closed."""
 
 
-class _Upload:
-    """The body of one request on its way in; `rest` is what has been read and does not go with the first message."""
+class Upload:
+    """The body of one request on its way in.
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
+    `more` tells whether there is more to come, `rest` is what has come and does not go with the first message, `gone`
+    tells that whoever sends it has left.
+    """
+
+    def __init__(self) -> None:
         self.rest = b""
         self.more = True
         self.gone = False
 
     async def next(self) -> bytes:
-        """Return the next piece; `more` tells whether there are others, `gone` that the client has left."""
-        event = await self._receive()
-        if event["type"] == "http.disconnect":
-            self.more, self.gone = False, True
-            return b""
-        self.more = bool(event.get("more_body", False))
-        return bytes(event.get("body", b""))
+        """Return the next piece, and find out whether there are others."""
+        raise NotImplementedError
+
+    async def left(self) -> None:
+        """Wait until whoever sends it has left, when all of it has come."""
+        await asyncio.get_running_loop().create_future()
 
     async def read_ahead(self, limit: int, *, enough: int) -> bytes:
         """Return the body if it has at most `limit` bytes; else what has come of it, once that is `enough`."""
@@ -61,8 +61,8 @@ class _Upload:
                 await self._pass_on(flight, timeout)
             except HTTPError:
                 pass  # the answer says why, or is there already
-        while not self.gone and (await self._receive())["type"] != "http.disconnect":
-            pass
+        if not self.gone:
+            await self.left()
 
     async def _pass_on(self, flight: Flight, timeout: float) -> None:
         stream = await flight.pinned()
@@ -79,33 +79,78 @@ class _Upload:
         stream.end()
 
 
-async def carry(started: Callable[[], Awaitable[Exchange]], scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer one request; raises `CutOff`."""
-    upload = _Upload(receive)
-    length = length_of(scope)
+class AsgiUpload(Upload):
+    """The body of an ASGI request."""
+
+    def __init__(self, receive: Receive) -> None:
+        super().__init__()
+        self._receive = receive
+        #: Set when all of it has come.
+        self.over = asyncio.Event()
+
+    async def next(self) -> bytes:
+        """Return the next piece: see `Upload`."""
+        event = await self._receive()
+        if event["type"] == "http.disconnect":
+            self.more, self.gone = False, True
+            self.over.set()
+            return b""
+        self.more = bool(event.get("more_body", False))
+        if not self.more:
+            self.over.set()
+        return bytes(event.get("body", b""))
+
+    async def left(self) -> None:
+        """Wait until the client has left: see `Upload`."""
+        while not self.gone and (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+
+
+async def carry(exchange: Exchange, path: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer one request for `path`; raises `CutOff`."""
+    upload = AsgiUpload(receive)
     try:
-        exchange = await started()
         exchange.admit()
-        incoming = to_incoming(exchange, scope)
-        try:
-            exchange.prepare(incoming)
-        except HTTPError:
-            if length is not None and length <= CHUNK:
-                await upload.read_ahead(CHUNK, enough=CHUNK)  # so that the connection can stay
-            raise
-        body = await _first_part(exchange, incoming, upload, length)
+        incoming = to_incoming(exchange, path, scope)
+        body = await first_part(exchange, incoming, upload, length_of(scope))
     except HTTPError as error:
-        response = problem(error)
-        if upload.more and has_body(scope):
-            response = response.with_headers({"connection": "close"})
-        await send_response(response, scope["method"], send)
+        await refuse(error, upload, scope, send)
         return
-    if not upload.gone:
-        await _fly(exchange, incoming, body, upload, send)
+    if upload.gone:
+        return
+    sending: asyncio.Future[None] | None = None
+    try:
+        outcome, sending = await launch(exchange, incoming, body, upload)
+        if isinstance(outcome, Opened):
+            await _send_stream(outcome, incoming.method, sending, send)
+        elif outcome is not None:
+            response = to_response(outcome, incoming.method)
+            if upload.more or upload.rest:  # nobody wants the rest of the body
+                response = response.with_headers({"connection": "close"})
+            await send_response(response, incoming.method, send)
+    finally:
+        if sending is not None:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
 
 
-async def _first_part(exchange: Exchange, incoming: Incoming, upload: _Upload, length: int | None) -> bytes:
-    """Return what goes with the first message: all of the body, if that fits."""
+async def refuse(error: HTTPError, upload: Upload, scope: Scope, send: Send) -> None:
+    """Answer a request that does not cross; the connection cannot stay if its body has not been read."""
+    response = problem(error)
+    if upload.more and has_body(scope):
+        response = response.with_headers({"connection": "close"})
+    await send_response(response, scope["method"], send)
+
+
+async def first_part(exchange: Exchange, incoming: Incoming, upload: Upload, length: int | None) -> bytes:
+    """Return what goes with the first message: all of the body, if that fits; raises all that `prepare` raises."""
+    try:
+        exchange.prepare(incoming)
+    except HTTPError:
+        if length is not None and length <= CHUNK:
+            await upload.read_ahead(CHUNK, enough=CHUNK)  # so that the connection can stay
+        raise
     limit = exchange.max_body - len(incoming.fields)
     streams = exchange.may_stream(incoming)
     if not streams and (length or 0) > limit:
@@ -129,48 +174,47 @@ async def _first_part(exchange: Exchange, incoming: Incoming, upload: _Upload, l
     return body
 
 
-async def _fly(exchange: Exchange, incoming: Incoming, body: bytes, upload: _Upload, send: Send) -> None:
+async def launch(
+    exchange: Exchange, incoming: Incoming, body: bytes, upload: Upload
+) -> tuple[Outcome | None, "asyncio.Future[None]"]:
+    """Return what becomes of a request, None if its client leaves first, and what goes on listening to the client.
+
+    Whoever gets that cancels it at the end; when it ends, a stream is dropped. An `HTTPError` is an outcome as well.
+    """
     landed: asyncio.Future[Any] = exchange.loop.create_future()
     try:
         flight = exchange.launch(incoming, body, landed.set_result)
     except HTTPError as error:
-        await send_response(problem(error), incoming.method, send)
-        return
-    sending = asyncio.ensure_future(upload.send_rest(flight, exchange.timeout))
+        return error, asyncio.ensure_future(upload.left())
+    sending = asyncio.ensure_future(upload.send_rest(flight, incoming.timeout))
     try:
         await asyncio.wait([landed, sending], return_when=asyncio.FIRST_COMPLETED)
         if not landed.done() and not upload.gone and sending.exception() is not None:
             await landed  # the server has no events any more; the answer may still be wanted
-        if not landed.done():
-            return
-        outcome = landed.result()
-        if isinstance(outcome, Opened):
-            await _send_stream(outcome, incoming.method, sending, send)
-            return
-        response = to_response(outcome, incoming.method)
-        if upload.more or upload.rest:  # nobody wants the rest of the body
-            response = response.with_headers({"connection": "close"})
-        await send_response(response, incoming.method, send)
-    finally:
+    except BaseException:
         flight.drop()
         sending.cancel()
-        await asyncio.gather(sending, return_exceptions=True)
+        raise
+    if not landed.done():
+        flight.drop()
+        return None, sending
+    outcome = landed.result()
+    if isinstance(outcome, Opened):
+        sending.add_done_callback(lambda _: flight.drop())
+    return outcome, sending
 
 
 async def _send_stream(opened: Opened, method: str, sending: "asyncio.Future[None]", send: Send) -> None:
     """Send an answer as it comes; raises `CutOff` if its end never does, or is not where it should be."""
     headers = Headers.from_block(opened.lines)
     await send({"type": "http.response.start", "status": opened.status, "headers": headers.fields})
-    reader = opened.stream.sink
-    assert isinstance(reader, Reader)
     if method == "HEAD" or opened.status in (204, 205, 304):
         await send({"type": "http.response.body", "body": b""})
         return
-    sending.add_done_callback(lambda _: opened.flight.drop())
     said = headers.get("content-length")
     left = int(said) if said is not None and said.isdigit() else None
     try:
-        while chunk := await reader.read():
+        async for chunk in bytes_of(opened):
             if left is not None:
                 left -= len(chunk)
                 if left < 0:
@@ -178,17 +222,27 @@ async def _send_stream(opened: Opened, method: str, sending: "asyncio.Future[Non
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
     except HTTPError as error:
         raise CutOff(str(error)) from None
+    finally:
+        opened.flight.drop()
     if left:
         raise CutOff("the answer is shorter than it says")
-    opened.flight.close()
     await send({"type": "http.response.body", "body": b""})
 
 
 async def send_response(response: Response, method: str, send: Send) -> None:
-    """Send an answer that is all there."""
+    """Send an answer: whole, or its pieces as they come; raises `CutOff` for pieces that do not come to their end."""
     headers = response.headers.fields
     bodiless = response.status in (204, 304)
-    if not bodiless and method != "HEAD":  # a length that is not known is better left out
+    pieces = response.pieces
+    if pieces is None and not bodiless and method != "HEAD":  # a length that is not known is better left out
         headers = [*headers, (b"content-length", b"%d" % len(response.body))]
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if bodiless else response.body})
+    if pieces is not None and not bodiless and method != "HEAD":
+        try:
+            async for piece in pieces.source:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        except HTTPError as error:
+            raise CutOff(str(error)) from None
+        finally:
+            await pieces.close()
+    await send({"type": "http.response.body", "body": b"" if bodiless or method == "HEAD" else response.body})

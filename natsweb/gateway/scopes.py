@@ -10,7 +10,18 @@ from urllib.parse import quote, unquote_to_bytes
 from natsweb.exchange import Exchange, address
 from natsweb.flights import Incoming
 
-__all__ = ["Event", "Receive", "Scope", "Send", "has_body", "length_of", "path_below_mount", "to_incoming"]
+__all__ = [
+    "Event",
+    "Receive",
+    "Scope",
+    "Send",
+    "bare_host",
+    "has_body",
+    "host_of",
+    "length_of",
+    "path_below_mount",
+    "to_incoming",
+]
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Event: TypeAlias = MutableMapping[str, Any]
@@ -23,14 +34,14 @@ _HANDSHAKE = frozenset(
 )
 
 
-def to_incoming(exchange: Exchange, scope: Scope) -> Incoming:
-    """Return the request of a scope; raises `HTTPError` for fields that cannot cross."""
+def to_incoming(exchange: Exchange, path: bytes, scope: Scope) -> Incoming:
+    """Return the request of a scope for `path`; raises `HTTPError` for fields that cannot cross."""
     upgrade = scope["type"] == "websocket"
     fields = [(name, value) for name, value in scope["headers"] if not upgrade or name.lower() not in _HANDSHAKE]
     client = scope.get("client")
     return Incoming(
         method="GET" if upgrade else scope["method"],
-        raw_path=path_below_mount(scope),
+        raw_path=path,
         query=scope.get("query_string", b""),
         fields=exchange.encode_fields(fields),
         client=address(client[0], client[1]) if client else None,
@@ -66,3 +77,17 @@ def path_below_mount(scope: Scope) -> bytes:
     if [unquote_to_bytes(segment) for segment in segments[: len(wanted)]] != wanted:
         return raw
     return b"/" + b"/".join(segments[len(wanted) :])
+
+
+def host_of(scope: Scope) -> bytes:
+    """Return the host that is asked for, without its port."""
+    for name, value in scope["headers"]:
+        if name == b"host":
+            return bare_host(bytes(value))
+    return b""
+
+
+def bare_host(host: bytes) -> bytes:
+    """Return the value of `Host` in lower case and without its port (RFC 3986 section 3.2.2)."""
+    name, colon, port = host.strip(b" \t").lower().rpartition(b":")
+    return name if colon and port.isdigit() else host.strip(b" \t").lower()

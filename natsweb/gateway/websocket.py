@@ -7,18 +7,18 @@ travel (docs/wire.md, WebSocket). Knows ASGI and the exchange.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeAlias
 
-from natsweb.errors import HTTPError, WebSocketClosed
+from natsweb.errors import BadReply, HTTPError, WebSocketClosed
 from natsweb.exchange import Exchange, to_response
-from natsweb.flights import Opened
-from natsweb.gateway.scopes import Receive, Scope, Send, to_incoming
+from natsweb.flights import Incoming, Opened
+from natsweb.gateway.scopes import Receive, Scope, Send
 from natsweb.headers import Headers
 from natsweb.messages import Response
 from natsweb.pipes import SocketPipe
 from natsweb.replies import problem
 
-__all__ = ["carry_socket"]
+__all__ = ["Handshake", "Opening", "carry_socket"]
 
 logger = logging.getLogger("natsweb.gateway")
 
@@ -26,36 +26,66 @@ logger = logging.getLogger("natsweb.gateway")
 _UNSENDABLE = {1005: 1000, 1006: 1011, 1015: 1011}
 
 
-async def carry_socket(
-    started: Callable[[], Awaitable[Exchange]], scope: Scope, receive: Receive, send: Send, *, largest: int
-) -> None:
-    """Serve one WebSocket from its handshake to its end; messages have `largest` bytes at most."""
-    await receive()  # websocket.connect
-    try:
-        exchange = await started()
+class Handshake:
+    """The opening of one WebSocket: asked for, and then open, or refused."""
+
+    def __init__(self) -> None:
+        self.opened: Opened | None = None
+
+    async def ask(self, exchange: Exchange, incoming: Incoming) -> Response:
+        """Ask the service; an answer that opens the socket is 204 here. Raises what goes wrong on the way."""
         exchange.admit()
-        incoming = to_incoming(exchange, scope)
         landed: asyncio.Future[Any] = exchange.loop.create_future()
         flight = exchange.launch(incoming, b"", landed.set_result)
-    except HTTPError as error:
-        await _deny(problem(error), scope, send)
-        return
+        try:
+            outcome = await landed
+        except BaseException:
+            flight.drop()
+            raise
+        if isinstance(outcome, HTTPError):
+            raise outcome
+        if not isinstance(outcome, Opened):
+            return to_response(outcome, "GET")
+        if outcome.status != 101:
+            flight.drop()
+            raise BadReply("the service answers a WebSocket with a stream")
+        self.opened = outcome
+        return Response.trusted(204, Headers(), b"")
+
+    def close(self) -> None:
+        """Let go."""
+        if self.opened is not None:
+            self.opened.flight.drop()
+
+
+#: Asks for a WebSocket, with a handshake to do so; returns the answer if it is refused.
+Opening: TypeAlias = Callable[[Handshake], Awaitable[Response]]
+
+
+async def carry_socket(opening: Opening, scope: Scope, receive: Receive, send: Send, *, largest: int) -> None:
+    """Serve one WebSocket from its handshake to its end; messages have `largest` bytes at most."""
+    await receive()  # websocket.connect
+    handshake = Handshake()
+    asking = asyncio.ensure_future(opening(handshake))
     leaving = asyncio.ensure_future(receive())  # nothing else can come before the handshake is over
     try:
-        await asyncio.wait([landed, leaving], return_when=asyncio.FIRST_COMPLETED)
-        if not landed.done():
+        waiting: list[asyncio.Future[Any]] = [asking, leaving]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if not asking.done():
             return
-        outcome = landed.result()
-        if not isinstance(outcome, Opened):
-            await _deny(to_response(outcome, "GET"), scope, send)
-        elif outcome.status != 101:
-            await _deny(problem(HTTPError(502, "the service answers a WebSocket with a stream")), scope, send)
+        try:
+            response = asking.result()
+        except HTTPError as error:
+            response = problem(error)
+        if handshake.opened is not None and response.status == 204:
+            await _talk(handshake.opened, leaving, receive, send, largest)
         else:
-            await _talk(outcome, leaving, receive, send, largest)
+            await _deny(response, scope, send)
     finally:
-        flight.drop()
+        handshake.close()
+        asking.cancel()
         leaving.cancel()
-        await asyncio.gather(leaving, return_exceptions=True)
+        await asyncio.gather(asking, leaving, return_exceptions=True)
 
 
 async def _deny(response: Response, scope: Scope, send: Send) -> None:
