@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from natsweb.feeds import Event as Event
     from natsweb.files import FileResponse as FileResponse
     from natsweb.gateway import Gateway as Gateway
+    from natsweb.gateway import echo as echo
     from natsweb.headers import Headers as Headers
     from natsweb.messages import Request as Request
     from natsweb.messages import Response as Response
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from natsweb.routers import put as put
     from natsweb.routers import route as route
     from natsweb.routers import websocket as websocket
+    from natsweb.rules import Rules as Rules
     from natsweb.scopes import Background as Background
     from natsweb.security import OIDC as OIDC
     from natsweb.security import ApiKey as ApiKey
@@ -87,12 +89,14 @@ _HOMES = {
     "Request": "messages",
     "Response": "messages",
     "Router": "routers",
+    "Rules": "rules",
     "Service": "service",
     "StreamingResponse": "messages",
     "UploadFile": "params",
     "WebSocket": "sockets",
     "WebSocketClosed": "errors",
     "delete": "routers",
+    "echo": "gateway",
     "get": "routers",
     "head": "routers",
     "options": "routers",
@@ -136,6 +140,7 @@ __all__ = [
     "Request",
     "Response",
     "Router",
+    "Rules",
     "Service",
     "StreamingResponse",
     "UploadFile",
@@ -143,6 +148,7 @@ __all__ = [
     "WebSocketClosed",
     "__version__",
     "delete",
+    "echo",
     "get",
     "head",
     "options",

@@ -12,10 +12,10 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from natsweb.annotations import name_of
-from natsweb.errors import HandlerFailed, HTTPError, TooLarge, WebSocketClosed
+from natsweb.errors import HandlerFailed, HTTPError, NoRoute, TooLarge, WebSocketClosed
 from natsweb.headers import Headers
 from natsweb.lifetimes import close_after, watch
-from natsweb.messages import Call, NotExecuted, Pieces, Request, Response
+from natsweb.messages import Call, NoAnswer, NotExecuted, Pieces, Request, Response
 from natsweb.middleware import Middleware, pass_through
 from natsweb.mounts import Mount
 from natsweb.recipes import AppScope
@@ -35,7 +35,8 @@ class Dispatcher:
     """Answers requests on the endpoints of `matcher`, behind `around` and with `error_handlers`, which may still grow.
 
     `app` has the dependencies that live as long as the service, `services` what it hands over, `prepare` compiles what
-    was declared since `is_compiled` was last true. Bodies that arrive whole have at most `max_body` bytes.
+    was declared since `is_compiled` was last true. Bodies that arrive whole have at most `max_body` bytes. Without
+    `not_found`, a request that no endpoint takes gets a `NoAnswer`.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Dispatcher:
         services: Mapping[type, Any],
         prepare: Callable[[], None],
         max_body: int,
+        not_found: bool,
     ) -> None:
         self._matcher = matcher
         self._around_all = around
@@ -59,6 +61,7 @@ class Dispatcher:
         self._prepare = prepare
         self.is_compiled = False
         self.max_body = max_body
+        self._not_found = not_found
         #: Gets what handlers and mounted applications raise and is no answer: it is logged in any case.
         self.on_failure: Callable[[BaseException], None] = lambda error: None
 
@@ -239,6 +242,8 @@ class Dispatcher:
         `route` is None for an error of routing or of the service's own middleware.
         """
         unless_cancelled(error)
+        if route is None and not self._not_found and isinstance(error, NoRoute):
+            return NoAnswer(status=404)
         if isinstance(error, WebSocketClosed) and call.upgrade:
             return Response.trusted(204, Headers(), b"")  # the client has said goodbye: an end like any other
         executed = route is not None or not isinstance(error, HTTPError) or not error.retry

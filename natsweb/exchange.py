@@ -25,15 +25,16 @@ from natsweb.flights import Budget, Done, Flight, Incoming, Opened, Outcome, nat
 from natsweb.headers import Headers
 from natsweb.messages import Pieces, Response, StreamingResponse
 from natsweb.pipes import Reader
+from natsweb.proxy_wire import ProxyWire
 from natsweb.replies import problem
 from natsweb.routing import WEBSOCKET
 from natsweb.rules import Rules
 from natsweb.settings import Limits
 from natsweb.streams import WINDOW
 from natsweb.subjects import REPLY_PREFIXES, check_root, to_subject
-from natsweb.wire import RequestHead, decode_response, encode_fields, request_head
+from natsweb.wire import RequestHead, decode_reply, encode_fields, request_head
 
-__all__ = ["FORWARDED_METHODS", "Exchange", "address", "bytes_of", "streamed", "to_response"]
+__all__ = ["FORWARDED_METHODS", "Exchange", "address", "bytes_of", "streamed"]
 
 _METHOD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Z]{1,32}").fullmatch
 FORWARDED_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
@@ -79,9 +80,12 @@ class Exchange:
         timeout: float = 10.0,
         limits: Limits | None = None,
         rules: Rules | None = None,
+        wire: ProxyWire | None = None,
     ) -> None:
         self.bus = bus
-        self.window = WINDOW
+        self.wire = wire
+        self.decode_reply = decode_reply if wire is None else wire.decode_reply
+        self.window = WINDOW if wire is None else 0
         self.reply_prefixes = tuple([prefix.encode() for prefix in REPLY_PREFIXES])
         self.root = check_root(root)
         self.timeout = timeout
@@ -182,7 +186,11 @@ class Exchange:
         """
         if incoming.method not in FORWARDED_METHODS:
             _check_method(incoming.method)
-        incoming.subject = to_subject(self.root, incoming.raw_path.decode("latin-1"), limit=self.limits.subject)
+        raw_path, limit = incoming.raw_path.decode("latin-1"), self.limits.subject
+        if self.wire is None:
+            incoming.subject = to_subject(self.root, raw_path, limit=limit)
+        else:
+            incoming.subject = self.wire.subject(self.root, raw_path, limit)
         incoming.timeout = self.timeout
         if self._excluded or self._times:
             self._look_up(incoming)
@@ -264,7 +272,17 @@ class Exchange:
             raise
         if isinstance(outcome, Opened):
             return streamed(outcome)
-        return to_response(outcome, incoming.method)
+        return self.to_response(outcome, incoming.method)
+
+    def to_response(self, outcome: Reply | HTTPError, method: str) -> Response:
+        """Return the response of a flight's outcome."""
+        try:
+            if isinstance(outcome, HTTPError):
+                return problem(outcome)
+            status, lines, body = self.decode_reply(*outcome, method)
+            return Response.trusted(status, Headers.from_block(lines), body)
+        except HTTPError as error:
+            return problem(error)
 
     def cut(self) -> int:
         """End everything under way with a 503; return how many that were."""
@@ -386,16 +404,6 @@ async def bytes_of(opened: Opened) -> AsyncIterator[bytes]:
         opened.flight.close()
     finally:
         opened.flight.drop()
-
-
-def to_response(outcome: Reply | HTTPError, method: str) -> Response:
-    """Return the response of a flight's outcome."""
-    try:
-        if isinstance(outcome, HTTPError):
-            return problem(outcome)
-        return decode_response(*outcome, method=method)
-    except HTTPError as error:
-        return problem(error)
 
 
 def address(host: str, port: int) -> str:

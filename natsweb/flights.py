@@ -16,6 +16,7 @@ from natsweb.bus import Asked, Bus, Reply
 from natsweb.catalogue import Owner
 from natsweb.errors import BadReply, Disconnected, HTTPError, NatsDown, NoService, TimeUp
 from natsweb.pipes import Stream
+from natsweb.proxy_wire import ProxyWire
 from natsweb.wire import RequestHead, decode_control, decode_reply, may_retry
 
 __all__ = ["Budget", "Done", "Flight", "Incoming", "Opened", "Outcome", "Tower", "nats_down"]
@@ -47,6 +48,8 @@ class Tower(Protocol):
     budget: "Budget"
     turns: int
     reply_prefixes: tuple[bytes, ...]
+    #: The origin's format, in place of natsweb's own.
+    wire: ProxyWire | None
 
     @property
     def is_paused(self) -> bool:
@@ -225,9 +228,14 @@ class Flight(Asked):
             exchange.wait_for_start(self) if owner.is_starting else exchange.away(self)
             return
         self._attempt += 1
-        header = head.encode(int(left * 1000), int(time.time() * 1000))
+        header: bytes | None = None
+        payload = self.body
+        if exchange.wire is None:
+            header = head.encode(int(left * 1000), int(time.time() * 1000))
+        else:
+            payload = exchange.wire.encode_request(incoming.method, incoming.fields, payload)
         try:
-            exchange.bus.carry(self, incoming.subject, self.body, header, left)
+            exchange.bus.carry(self, incoming.subject, payload, header, left)
         except NatsDown:
             self.finish(nats_down())
         except HTTPError as error:

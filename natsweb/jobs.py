@@ -17,6 +17,7 @@ from natsweb.bus import Asked, Bus, Reply
 from natsweb.errors import HandlerFailed, HTTPError, NotAcceptable, ReplyTooLarge, TooLarge, phrase
 from natsweb.messages import Call, Pieces, Response
 from natsweb.pipes import Reader, SocketPipe, Stream
+from natsweb.proxy_wire import ProxyWire
 from natsweb.replies import problem
 from natsweb.wire import (
     encode_accept,
@@ -40,6 +41,8 @@ class Desk(Protocol):
     """What a job needs of the worker that has it."""
 
     bus: Bus
+    #: The origin's format, in place of natsweb's own.
+    wire: ProxyWire | None
 
     def streams(self, job: "Job") -> None:
         """Hear that a job streams from now on, and has no deadline any more."""
@@ -308,8 +311,9 @@ class Job(Asked):
         if self.answered:
             return
         self.answered = True
-        self._count(response.status)
-        if not self.caller:
+        if not response.silent:
+            self._count(response.status)
+        if response.silent or not self.caller:
             return
         try:
             self._publish(response)
@@ -336,7 +340,11 @@ class Job(Asked):
             logger.warning("the answer to %s %s was not sent: %s", *self._who, why.detail)
 
     def _publish(self, response: Response) -> None:
-        header, payload = encode_response(response, method=self.call.method, retry=response.retry)
+        wire = self._desk.wire
+        if wire is None:
+            header, payload = encode_response(response, method=self.call.method, retry=response.retry)
+        else:
+            header, payload = None, wire.encode_response(response)
         self._desk.bus.publish(self.caller, payload, header=header)
 
     @property

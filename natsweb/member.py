@@ -60,7 +60,13 @@ class Member:
         await start_all([self])
 
     async def join(self) -> None:
-        """Start without looking who else is there: `start_all` has done so."""
+        """Start without looking who else is there: `start_all` has done so.
+
+        A service that speaks the origin's format is not announced: gateways of natsweb's could not ask it.
+        """
+        if self.worker.wire is not None:
+            await self.worker.start()
+            return
         await self.presence.start()
         await self.presence.announce("starting")
         try:
@@ -73,6 +79,8 @@ class Member:
 
     async def stop(self, grace: float = 25.0) -> bool:
         """Leave; True if all requests were finished within `grace` seconds."""
+        if self.worker.wire is not None:
+            return await self.worker.stop(grace)
         await self.presence.announce("down")
         try:
             return await self.worker.stop(grace)

@@ -37,6 +37,7 @@ __all__ = [
     "Channel",
     "CookieAttributes",
     "Counts",
+    "NoAnswer",
     "NotExecuted",
     "Pieces",
     "Request",
@@ -533,6 +534,9 @@ class Response(BaseModel):
     #: Whether the request was surely not executed, so that it may be sent elsewhere: see `NotExecuted`.
     retry: ClassVar[bool] = False
 
+    #: Whether nothing is sent at all: see `NoAnswer`.
+    silent: ClassVar[bool] = False
+
     @property
     def pieces(self) -> "Pieces | None":
         """What comes instead of `body`: see `StreamingResponse`."""
@@ -602,6 +606,12 @@ class NotExecuted(Response):
     """A response that says, between natsweb's own parts, that no handler has run for the request."""
 
     retry: ClassVar[bool] = True
+
+
+class NoAnswer(Response):
+    """A response that is not sent: the path is none of this service's, and may be another's."""
+
+    silent: ClassVar[bool] = True
 
 
 @dataclass(slots=True)

@@ -27,8 +27,8 @@ from natsweb.feeds import caller_of
 from natsweb.lifespans import Lifespan
 from natsweb.messages import Call, Request, Response
 from natsweb.micro import ROOT, ROUTES, WIRE, Endpoint, routes_hash
-from natsweb.middleware import Middleware
-from natsweb.mounts import Mount, mounts
+from natsweb.middleware import Handler, Middleware
+from natsweb.mounts import Below, Mount, Mounted, is_handler, mounts
 from natsweb.openapi import document
 from natsweb.params import Depends
 from natsweb.routers import Declared, Router, caller_line, check_depends, check_prefix, parse_template
@@ -53,7 +53,8 @@ class Service(Router, Generic[S]):
     that stands for `/`, `queue` the queue group that its instances share (default: the name), `threads` how
     many plain `def` handlers run at once (default: 5 per core, 32 at most). `max_body` is how many bytes of a body are
     read into memory (default: 16 MiB), for routes that do not take it as it comes. `tags`, `depends` and `middleware`
-    are those of a `Router`. `start_timeout` is how many seconds the lifespan may take to start. `Service[State]` is
+    are those of a `Router`. Without `not_found` it says nothing to a request that none of its routes takes, so that
+    another service may. `start_timeout` is how many seconds the lifespan may take to start. `Service[State]` is
     one whose lifespan yields a `State`.
 
     Raises `DeclarationError` for a name or version that NATS micro services do not allow (ADR-32).
@@ -71,6 +72,7 @@ class Service(Router, Generic[S]):
         description: str = "",
         threads: int | None = None,
         max_body: int = 16 * 1024 * 1024,
+        not_found: bool = True,
         tags: Sequence[str] = (),
         depends: Sequence[Depends] = (),
         middleware: Sequence[Middleware] = (),
@@ -123,6 +125,7 @@ class Service(Router, Generic[S]):
             services=self._services,
             prepare=self.compile,
             max_body=max_body,
+            not_found=not_found,
         )
         for one in middleware:
             self.middleware(one)
@@ -180,11 +183,12 @@ class Service(Router, Generic[S]):
     def _touch(self) -> None:
         self._dispatcher.is_compiled = False
 
-    def mount(self, prefix: str, app: ASGIApp) -> None:
+    def mount(self, prefix: str, app: "ASGIApp | Handler | Service[Any]") -> None:
         """Give all below `prefix` that no route takes to an ASGI application: FastAPI, Starlette, Django, Quart...
 
         It runs unchanged: WebSockets, lifespan, streams, with `root_path` set to the prefix. `"/"` is the top. A WSGI
-        application goes through `a2wsgi.WSGIMiddleware`. Raises `DeclarationError` for a prefix that cannot be one, or
+        application goes through `a2wsgi.WSGIMiddleware`. A natsweb `Handler`, or another service, sees the path below
+        the prefix instead. Raises `DeclarationError` for a prefix that cannot be one, or
         that is taken.
         """
         where = caller_line(2)
@@ -196,8 +200,12 @@ class Service(Router, Generic[S]):
                 where=where,
                 fix='mount an ASGI application at a path without captures: svc.mount("/shop", app)',
             )
-        wrapped = AsgiApp(app, prefix=prefix)
-        wrapped.on_failure = lambda error: self.on_failure(error)
+        wrapped: Mounted
+        if is_handler(app):
+            wrapped = Below(prefix, app)
+        else:
+            wrapped = asgi = AsgiApp(cast(ASGIApp, app), prefix=prefix)
+            asgi.on_failure = lambda error: self.on_failure(error)
         self._lifespan.add_manager(wrapped)
         for one in mounts(prefix, wrapped, where):
             self._matcher.add(one)

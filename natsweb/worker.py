@@ -20,6 +20,7 @@ from natsweb.deadlines import Deadlines
 from natsweb.errors import BadRequest, HandlerFailed, HTTPError, NatsRefused, Overloaded, Stopping, TimeUp
 from natsweb.jobs import Job
 from natsweb.messages import Call, Response
+from natsweb.proxy_wire import ProxyWire
 from natsweb.replies import problem
 from natsweb.subjects import REPLY_PREFIXES, subject_tokens
 from natsweb.wire import decode_request
@@ -56,7 +57,8 @@ class Worker:
 
     `concurrency` bounds the requests under way, `max_streams` those whose answer streams and the open WebSockets,
     `timeout` is for requests that say none (seconds),
-    `reply_prefixes` are the subjects that answers may go to.
+    `reply_prefixes` are the subjects that answers may go to, `wire` is the format of
+    gateways of the origin's kind.
     """
 
     def __init__(
@@ -69,7 +71,9 @@ class Worker:
         max_streams: int = 10_000,
         timeout: float = 10.0,
         reply_prefixes: tuple[str, ...] = REPLY_PREFIXES,
+        wire: ProxyWire | None = None,
     ) -> None:
+        self.wire = wire
         self.bus = bus
         self._app = app
         self._root = root or app.root
@@ -145,7 +149,11 @@ class Worker:
             logger.warning("a request on %r wants its answer on %r, which is no inbox", subject, reply)
             reply = ""
         try:
-            call = decode_request(self._paths.get(subject) or self._find_path(subject), header, payload)
+            tokens = self._paths.get(subject) or self._find_path(subject)
+            if self.wire is None:
+                call = decode_request(tokens, header, payload)
+            else:
+                call = self.wire.decode_request(tokens, payload)
         except HTTPError as error:
             Job(self, Call("GET", []), reply).answer(problem(error))
             return
@@ -180,7 +188,8 @@ class Worker:
 
     def _find_path(self, subject: str) -> list[str]:
         """Return the tokens of a subject that was not asked for lately; raises `BadPath`."""
-        tokens = subject_tokens(self._root, subject)
+        wire = self.wire
+        tokens = subject_tokens(self._root, subject) if wire is None else wire.tokens(self._root, subject)
         if len(self._paths) >= _KNOWN:
             self._paths.clear()
         self._paths[subject] = tokens

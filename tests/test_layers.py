@@ -19,7 +19,7 @@ FLOORS = [
     ["annotations"],
     ["markers"],
     ["wire", "streams", "routing", "sockets", "binding", "replies", "middleware", "micro", "counters", "rules"],
-    ["plans"],
+    ["plans", "proxy_wire"],
     ["beats", "deadlines", "threads", "forms"],
     ["asgi", "security", "scopes", "files", "bus", "catalogue"],
     ["lifetimes", "recipes", "pipes"],

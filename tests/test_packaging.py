@@ -25,6 +25,7 @@ EXTRAS = {
         "otel",
         "auth",
         "limits",
+        "nats-proxy",
         "nkeys",
         "test",
         "standard",

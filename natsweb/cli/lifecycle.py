@@ -18,6 +18,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from natsweb.errors import SettingsError
 from natsweb.settings import Nats, find_nats
 
 __all__ = [
@@ -31,10 +32,12 @@ __all__ = [
     "Stop",
     "VerboseOption",
     "WaitOption",
+    "WireOption",
     "connected",
     "connection_name",
     "finish",
     "nats_settings",
+    "origin_wire",
     "run_until_done",
 ]
 
@@ -52,6 +55,10 @@ GraceOption = Annotated[
 ]
 MountOption = Annotated[
     str | None, typer.Option("--mount", metavar="/PATH", help="Where an ASGI application is served; / is the default.")
+]
+WireOption = Annotated[
+    str,
+    typer.Option("--wire", metavar="natsweb|nats-proxy", help="Format of messages; nats-proxy is for moving house."),
 ]
 NameOption = Annotated[
     str | None, typer.Option("--name", metavar="NAME", help="Name of the service that an ASGI application becomes.")
@@ -78,6 +85,17 @@ async def connected(url: str | None, context: str | None, name: str) -> AsyncIte
 def nats_settings(url: str | None, context: str | None) -> Nats:
     """Return the NATS settings that flags, environment and context files give."""
     return find_nats(url=url, context=context)
+
+
+def origin_wire(wire: str) -> Any:
+    """Return the origin's format if `wire` names it, None for natsweb's own."""
+    if wire == "natsweb":
+        return None
+    if wire != "nats-proxy":
+        raise SettingsError(f"--wire {wire} is neither natsweb nor nats-proxy", fix="--wire nats-proxy")
+    from natsweb.proxy_wire import ProxyWire
+
+    return ProxyWire()
 
 
 def connection_name(name: str) -> str:

@@ -113,12 +113,27 @@ def load_services(targets: Sequence[Target], *, mount: str | None = None, name: 
     return [_load(target, mount, name) for target in targets]
 
 
-def _load(target: Target, mount: str | None, name: str | None) -> Service:
+def load_object(target: Target) -> Any:
+    """Import what a target names: a filter, for example."""
+    module = _import(target)
+    found: Any = module
+    for part in (target.name or "").split("."):
+        found = getattr(found, part, None)
+    if found is None or found is module:
+        raise AppError(
+            f"{target.module} has no {target.name or 'name given'!r}",
+            where=str(getattr(module, "__file__", "")),
+            fix=f"name it as {target.module}:name",
+        )
+    return found
+
+
+def _import(target: Target) -> ModuleType:
     for folder in (target.folder / "src", target.folder):
         if folder.is_dir() and str(folder.resolve()) not in sys.path:
             sys.path.insert(0, str(folder.resolve()))
     try:
-        module = importlib.import_module(target.module)
+        return importlib.import_module(target.module)
     except Mistake:
         raise
     except ModuleNotFoundError as error:
@@ -131,6 +146,10 @@ def _load(target: Target, mount: str | None, name: str | None) -> Service:
         _exit_with_traceback(error)
     except Exception as error:
         _exit_with_traceback(error)
+
+
+def _load(target: Target, mount: str | None, name: str | None) -> Service:
+    module = _import(target)
     service = _pick(module, target, mount, name)
     service.compile()
     if not service.routes and not service.mounts:

@@ -21,9 +21,11 @@ from natsweb.cli.lifecycle import (
     Stop,
     VerboseOption,
     WaitOption,
+    WireOption,
     connection_name,
     finish,
     nats_settings,
+    origin_wire,
     run_until_done,
 )
 from natsweb.errors import Mistake, SettingsError, StartError
@@ -58,6 +60,7 @@ def command(
         str,
         typer.Option("--on-overlap", metavar="warn|refuse", help="What to do if another service takes the same paths."),
     ] = "warn",
+    wire: WireOption = "natsweb",
     mount: MountOption = None,
     name: NameOption = None,
     grace: GraceOption = 25.0,
@@ -91,6 +94,7 @@ def command(
         "concurrency": concurrency,
         "timeout": timeout,
         "on_overlap": _checked(on_overlap),
+        "wire": origin_wire(wire),
         "reply_prefixes": _reply_prefixes(settings, reply_prefix or []),
     }
     finish(run_until_done(lambda: _serve(services, settings, options, grace=grace, wait=wait, announce=announce)))

@@ -29,7 +29,6 @@ from natsweb.headers import Headers
 from natsweb.pipes import Reader
 from natsweb.replies import problem
 from natsweb.settings import Limits
-from natsweb.wire import decode_reply
 
 __all__ = ["Connection", "Owner"]
 
@@ -663,7 +662,7 @@ class Connection(HttpToolsProtocol):
         try:
             if isinstance(outcome, HTTPError):
                 raise outcome
-            status, lines, body = decode_reply(*outcome, item.incoming.method)
+            status, lines, body = self._owner.exchange.decode_reply(*outcome, item.incoming.method)
         except HTTPError as error:
             response = problem(error)
             status, lines, body = response.status, response.headers.block, response.body

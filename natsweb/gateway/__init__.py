@@ -8,7 +8,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from natsweb.bus import Bus
 from natsweb.discovery import Directory
@@ -24,6 +24,7 @@ from natsweb.gateway.websocket import Handshake, carry_socket
 from natsweb.messages import Request, Response
 from natsweb.middleware import Handler, Middleware
 from natsweb.natsbus import connect
+from natsweb.proxy_wire import ProxyWire
 from natsweb.replies import problem
 from natsweb.rules import Rules
 from natsweb.settings import Limits, Nats, find_nats
@@ -53,7 +54,7 @@ class Gateway:
     `roots` are further roots, by host or path: `{"admin.example.com": "api.admin", "/staging": "api.staging"}`. `rules`
     say which headers, cookies and paths cross, and for how long. `filters` stand around every request, the first
     outermost, and `on_error` answers in place of the gateway's own errors. `exchange` is a `Handler` that answers
-    instead of the services: no NATS is needed then.
+    instead of the services: no NATS is needed then. With `wire="nats-proxy"` the services are those of that library.
 
     Raises `SettingsError` for a root that could reach system subjects.
     """
@@ -75,12 +76,14 @@ class Gateway:
         filters: Sequence[Middleware] = (),
         on_error: OnGatewayError | None = None,
         exchange: Handler | None = None,
+        wire: Literal["natsweb", "nats-proxy"] = "natsweb",
     ) -> None:
         self.sites = Sites(root, roots)
         self.root = root
         self.rules = rules or Rules()
         self._filters = Filters(filters, on_error)
         self._handler = exchange
+        self._wire = ProxyWire() if wire == "nats-proxy" else None
         self._nats = nats
         self._given_bus = bus
         self._own_bus: Bus | None = None
@@ -119,8 +122,14 @@ class Gateway:
                 nats = self._nats if isinstance(self._nats, Nats) else find_nats(url=self._nats)
                 bus = self._own_bus = await connect(nats, name=f"natsweb/gateway/{self.root}")
             for root in self.sites.roots:
-                exchange = Exchange(bus, root, timeout=self._timeout, limits=self._limits, rules=self.rules)
-                if self._discovery and (directory := await self._look_around(bus, exchange)) is not None:
+                exchange = Exchange(
+                    bus, root, timeout=self._timeout, limits=self._limits, rules=self.rules, wire=self._wire
+                )
+                if (
+                    self._discovery
+                    and self._wire is None
+                    and (directory := await self._look_around(bus, exchange)) is not None
+                ):
                     self._directories.append(directory)
                 self._exchanges[root] = exchange
             self.directory = self._directories[0] if self._directories else None

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from natsweb.annotations import line_of, name_of
 from natsweb.errors import DeclarationError, Disconnected, HTTPError
-from natsweb.exchange import Exchange, streamed, to_response
+from natsweb.exchange import Exchange, streamed
 from natsweb.flights import Incoming, Opened
 from natsweb.gateway.http import Upload, first_part, launch
 from natsweb.lifetimes import close_after
@@ -97,7 +97,11 @@ async def forward(exchange: Exchange, request: Request, path: bytes) -> Response
     sending.cancel()
     if isinstance(outcome, HTTPError):
         raise outcome
-    return problem(Disconnected("the client has left")) if outcome is None else to_response(outcome, request.method)
+    return (
+        problem(Disconnected("the client has left"))
+        if outcome is None
+        else exchange.to_response(outcome, request.method)
+    )
 
 
 class _Listening:

@@ -9,7 +9,7 @@ import asyncio
 from typing import Any
 
 from natsweb.errors import HTTPError
-from natsweb.exchange import Exchange, bytes_of, to_response
+from natsweb.exchange import Exchange, bytes_of
 from natsweb.flights import Flight, Incoming, Opened, Outcome
 from natsweb.gateway.scopes import Receive, Scope, Send, has_body, length_of, to_incoming
 from natsweb.headers import Headers
@@ -125,7 +125,7 @@ async def carry(exchange: Exchange, path: bytes, scope: Scope, receive: Receive,
         if isinstance(outcome, Opened):
             await _send_stream(outcome, incoming.method, sending, send)
         elif outcome is not None:
-            response = to_response(outcome, incoming.method)
+            response = exchange.to_response(outcome, incoming.method)
             if upload.more or upload.rest:  # nobody wants the rest of the body
                 response = response.with_headers({"connection": "close"})
             await send_response(response, incoming.method, send)

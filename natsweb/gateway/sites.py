@@ -29,6 +29,7 @@ class Sites:
     """
 
     def __init__(self, root: str, others: Mapping[str, str] | None = None) -> None:
+        self.others = dict(others or {})
         found = [_parse(where, said) for where, said in (others or {}).items()]
         self.default = Site(check_root(root))
         self._others = sorted(found, key=lambda one: (not one.host, -len(one.tokens)))

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
 from natsweb.errors import BadReply, HTTPError, WebSocketClosed
-from natsweb.exchange import Exchange, to_response
+from natsweb.exchange import Exchange
 from natsweb.flights import Incoming, Opened
 from natsweb.gateway.scopes import Receive, Scope, Send
 from natsweb.headers import Headers
@@ -45,7 +45,7 @@ class Handshake:
         if isinstance(outcome, HTTPError):
             raise outcome
         if not isinstance(outcome, Opened):
-            return to_response(outcome, "GET")
+            return exchange.to_response(outcome, "GET")
         if outcome.status != 101:
             flight.drop()
             raise BadReply("the service answers a WebSocket with a stream")
