@@ -29,7 +29,15 @@ Post = Callable[[bytes, bytes], None]
 
 
 class Shared(Protocol):
-    """Work that two processes share."""
+    """Work that two processes share; `flows` tells that it is a stream, which silence ends, and not one answer."""
+
+    @property
+    def flows(self) -> bool: ...
+
+    @property
+    def to(self) -> bytes:
+        """The subject that it sends to."""
+        ...
 
     def lose(self, why: str) -> None:
         """The other process is gone."""
@@ -113,14 +121,27 @@ class Pulse:
             else:
                 peer.silent += 1
             if peer.silent >= _SILENCE:
-                self._lose(peer, f"nothing was heard of its process for {_SILENCE} s")
-            elif not peer.beat.startswith(_REWRITTEN):
+                self._hush(peer)
+            if not peer.beat.startswith(_REWRITTEN):
                 self._beat(peer)
             elif peer.silent % _REMINDER == 1:
                 for shared in peer.shared:
                     shared.remind()
         if self._peers and not self._closed:
             self._timer = asyncio.get_running_loop().call_later(_BEAT, self._tick)
+
+    def _hush(self, peer: Peer) -> None:
+        """End the streams with a process that has been silent: one answer has its own time."""
+        for shared in [one for one in peer.shared if one.flows]:
+            self.leave(peer, shared)
+            self._tell(shared, f"nothing was heard of its process for {_SILENCE} s")
+
+    def refused(self, subject: bytes) -> None:
+        """End the work whose messages the server does not let pass; `subject` is in lower case, as it says it."""
+        for peer in list(self._peers.values()):
+            for shared in [one for one in peer.shared if one.to.lower() == subject]:
+                self.leave(peer, shared)
+                self._tell(shared, "NATS does not let this user publish its messages")
 
     def _beat(self, peer: Peer) -> None:
         try:
@@ -131,11 +152,15 @@ class Pulse:
     def _lose(self, peer: Peer, why: str) -> None:
         self._peers.pop(peer.beat, None)
         for shared in list(peer.shared):
-            try:
-                shared.lose(why)
-            except Exception:
-                logger.exception("ending what was shared with a process that is gone failed")
+            self._tell(shared, why)
         peer.shared.clear()
+
+    @staticmethod
+    def _tell(shared: Shared, why: str) -> None:
+        try:
+            shared.lose(why)
+        except Exception:
+            logger.exception("ending what was shared with a process that is gone failed")
 
     def close(self) -> None:
         """Send no more beats."""

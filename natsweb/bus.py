@@ -146,6 +146,9 @@ class Bus(Protocol):
     def post(self, subject: bytes, payload: bytes, header: bytes | None = None, reply: bytes = b"") -> None:
         """Send a message, as `publish` does, for one who has bytes."""
 
+    def post_later(self, subject: bytes, header: bytes, reply: bytes) -> None:
+        """Send a last word as soon as there is a connection again: that something has ended without one."""
+
     @property
     def pulse(self) -> Pulse:
         """Who tells whether other processes are alive."""
@@ -350,6 +353,9 @@ class Asking:
     def open(self, asked: Asked) -> None:
         """Give a subject of ours to one that stays: see `Bus.open`."""
         self._inbox.open_for_good(asked)
+
+    def post_later(self, subject: bytes, header: bytes, reply: bytes) -> None:
+        """Send a last word later: see `Bus.post_later`. A bus that is closed for good has no later."""
 
     def post(self, subject: bytes, payload: bytes, header: bytes | None = None, reply: bytes = b"") -> None:
         """Send a message: see `Bus.post`."""

@@ -81,12 +81,13 @@ class Exchange:
         limits: Limits | None = None,
         rules: Rules | None = None,
         wire: ProxyWire | None = None,
+        reply_prefixes: tuple[str, ...] = REPLY_PREFIXES,
     ) -> None:
         self.bus = bus
         self.wire = wire
         self.decode_reply = decode_reply if wire is None else wire.decode_reply
         self.window = WINDOW if wire is None else 0
-        self.reply_prefixes = tuple([prefix.encode() for prefix in REPLY_PREFIXES])
+        self.reply_prefixes = tuple([prefix.encode() for prefix in reply_prefixes])
         self.root = check_root(root)
         self.timeout = timeout
         self.limits = limits or Limits()
@@ -98,6 +99,7 @@ class Exchange:
         self._flights: set[Flight] = set()
         self._streams: set[Flight] = set()
         self._pending_bytes = 0
+        self._ending = False
         self.directory: Directory | None = None
         self.known_only = False
         self.turns = 0
@@ -244,6 +246,8 @@ class Exchange:
         self._streams.add(flight)
         self._pending_bytes -= len(flight.body)
         flight.body = b""
+        if self._ending and flight.is_feed:
+            self.loop.call_soon(flight.end_feed)
 
     def forget(self, flight: Flight) -> None:
         """Take a flight that is over off the books."""
@@ -283,6 +287,12 @@ class Exchange:
             return Response.trusted(status, Headers.from_block(lines), body)
         except HTTPError as error:
             return problem(error)
+
+    def end_feeds(self) -> None:
+        """End the feeds, which never end by themselves, and those to come: the gateway stops."""
+        self._ending = True
+        for flight in [one for one in self._streams if one.is_feed]:
+            flight.end_feed()
 
     def cut(self) -> int:
         """End everything under way with a 503; return how many that were."""

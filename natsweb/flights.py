@@ -8,6 +8,7 @@ cross, and whose they are, is the exchange's business.
 import asyncio
 import math
 import random
+import re
 import time
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple, Protocol, TypeAlias
@@ -22,6 +23,7 @@ from natsweb.wire import RequestHead, decode_control, decode_reply, may_retry
 __all__ = ["Budget", "Done", "Flight", "Incoming", "Opened", "Outcome", "Tower", "nats_down"]
 
 _RETRIES = 2
+_FEED = re.compile(rb"(?:^|\n)content-type: *text/event-stream", re.IGNORECASE).search
 
 
 class Opened(NamedTuple):
@@ -178,6 +180,7 @@ class Flight(Asked):
         "_timer",
         "body",
         "incoming",
+        "is_feed",
         "opened",
         "sent_to",
         "stream",
@@ -202,6 +205,7 @@ class Flight(Asked):
         self._pinned: asyncio.Future[Stream | None] | None = None
         self.stream: Stream | None = None
         self.opened = False
+        self.is_feed = False
 
     def __repr__(self) -> str:
         return f"<Flight {self.incoming.subject}: {'over' if self._done is None else f'try {self._attempt}'}>"
@@ -247,6 +251,9 @@ class Flight(Asked):
     def settle(self, outcome: Reply | HTTPError) -> None:
         """Take what the bus says: try again where that can do no harm, else end."""
         if type(outcome) is tuple:
+            if self.opened and self.stream is not None:
+                self.stream.fail_with(BadReply("a message of the service says no more where it comes from"))
+                return
             if self.stream is not None:
                 self._release()
             if not may_retry(outcome[0]) or self._pinned_already:
@@ -312,6 +319,8 @@ class Flight(Asked):
         stream = self.stream
         if stream is not None and (header is None or self.opened):
             stream.hear(header, payload)
+            if header is not None:
+                self._pin(header)
             return
         try:
             if header is None or not self._interim(reply, header):
@@ -334,6 +343,8 @@ class Flight(Asked):
             return True
         if stream is None:
             if not reply.startswith(self._exchange.reply_prefixes):
+                if control.status == 102:
+                    return True  # the answer may come all the same
                 raise BadReply("the service wants to be answered where no inbox is")
             sent = len(self.body)
             stream = self.stream = Stream(self._exchange.bus, reply, credit=sent, sent=sent, on_cancel=self._gone)
@@ -343,17 +354,26 @@ class Flight(Asked):
         elif control.stream:
             status, lines, _ = decode_reply(header, b"", self.incoming.method)
             self._open(status, lines)
-        elif control.status == 100 and self._pinned is not None and not self._pinned.done():
-            self._pinned.set_result(stream)
+        elif control.status == 100:
+            self._pin(header)
         if control.timeout is not None and not self.opened:
             self.give_time(control.timeout)
         return True
+
+    def _pin(self, header: bytes) -> None:
+        """Let the rest of the body go where it is wanted, before the answer or after it has begun."""
+        waiting = self._pinned is not None and not self._pinned.done()
+        if waiting and self._pinned is not None and self.stream and decode_control(header).status == 100:
+            self.stream.flows = True
+            self._pinned.set_result(self.stream)
 
     def _open(self, status: int, lines: bytes) -> None:
         done, self._done = self._done, None
         if done is None or self.stream is None:
             return
         self.opened = True
+        self.stream.flows = True
+        self.is_feed = _FEED(lines) is not None
         self.due = math.inf
         self._exchange.streams(self)
         done(Opened(status, lines, self.stream, self))
@@ -362,11 +382,22 @@ class Flight(Asked):
         """Hear that the service wants no more of this, or that its process is gone: it may have been executed."""
         self.finish(Disconnected("the service went away before it had answered"))
 
+    def go_on(self, seconds: float) -> None:
+        """Have the answer due `seconds` from now, unless the service has asked for more."""
+        if not self.opened:
+            self.due = self._deadline = max(self._deadline, self._exchange.loop.time() + max(seconds, self.timeout))
+
     def give_time(self, seconds: float) -> None:
         """Have the answer due `seconds` from now."""
         if not self.opened:
             self.timeout = seconds
             self.due = self._deadline = self._exchange.loop.time() + seconds
+
+    def end_feed(self) -> None:
+        """End an answer that may end at any time: its client comes again."""
+        if self.opened and self.stream is not None:
+            self.stream.cancel()
+            self.stream.end_well()
 
     async def pinned(self) -> Stream | None:
         """Wait until one member has taken the request, and return where the rest of its body goes.

@@ -56,6 +56,7 @@ class Job(Asked):
         "_goodbye",
         "_reader",
         "_socket",
+        "accepted",
         "answered",
         "call",
         "caller",
@@ -76,6 +77,7 @@ class Job(Asked):
         self.call = call
         self.caller = caller
         self.window = call.window if caller else 0
+        self.accepted = False
         self.answered = False
         self.started = time.perf_counter_ns()
         self.timeout = 0.0
@@ -110,12 +112,14 @@ class Job(Asked):
 
     def accept(self) -> None:
         """Tell the caller that the request is being worked on; it may say from then on that nobody waits."""
-        if self.window and self.stream is None and not self.answered:
+        if self.window and not self.accepted and not self.answered:
+            self.accepted = True
             self.connect().say(encode_accept())
 
     def begin(self) -> None:
         """Make ready for the rest of a body, or for a WebSocket."""
         stream = self.connect()
+        stream.flows = True
         if self.call.upgrade:
             offered = ",".join(self.call.headers.getlist("sec-websocket-protocol"))
             words = [word.strip() for word in offered.split(",") if word.strip()]
@@ -138,11 +142,15 @@ class Job(Asked):
             if header is None and not self.answered:  # while a body comes, the time counts anew
                 self.due = max(self.due, asyncio.get_running_loop().time() + self.timeout)
             self.stream.hear(header, payload)
+            if self._socket is not None and self.stream.is_over:
+                self._say_goodbye()
 
     def settle(self, outcome: Reply | HTTPError) -> None:
         """Take the loss of the connection to NATS: no stream survives it."""
         if self.stream is not None and isinstance(outcome, HTTPError):
             self.stream.fail_with(outcome)
+            if self.answered and not self.gone:
+                self.stream.end("its connection to NATS was lost")
             if self._reader is not None or self._socket is not None or self.answered:
                 self.leave()
 
@@ -152,11 +160,15 @@ class Job(Asked):
             return
         self.gone = True
         self.answered = True
-        if self._socket is not None:  # whoever talks on it hears of the end, and cleans up
-            self._goodbye = self._goodbye or asyncio.get_running_loop().call_later(_GOODBYE, self.cancel)
+        if self._socket is not None:
+            self._say_goodbye()
             return
         if not self.finishes:
             self.cancel()
+
+    def _say_goodbye(self) -> None:
+        """Leave a while to whoever talks on a WebSocket that has ended: it hears of that, and cleans up."""
+        self._goodbye = self._goodbye or asyncio.get_running_loop().call_later(_GOODBYE, self.cancel)
 
     def cancel(self) -> None:
         """Cancel the handler at its next await."""
@@ -195,7 +207,8 @@ class Job(Asked):
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Give the rest of the body as it comes, once."""
         if self._reader is not None:
-            if self.stream is not None and not self.answered:  # not before somebody wants it (Expect: 100-continue)
+            if self.stream is not None and not self.gone:  # not before somebody wants it (Expect: 100-continue)
+                self.accepted = True
                 self.stream.say(encode_continue(self.stream.inflow.allowed))
             while chunk := await self._reader.read():
                 yield chunk
@@ -207,6 +220,7 @@ class Job(Asked):
         self.timeout = seconds
         self.due = asyncio.get_running_loop().time() + seconds
         if self.window:
+            self.accepted = True
             self.connect().say(encode_accept(round(seconds * 1000)))
 
     # ── the answer ──
@@ -219,10 +233,14 @@ class Job(Asked):
                 await self._send_pieces(response, pieces)
             finally:
                 await pieces.close()
-        elif self.window and len(response.body) > self._desk.bus.max_payload - _MARGIN and self.call.method != "HEAD":
+        elif self.window and len(response.body) > self._room(response) and self.call.method != "HEAD":
             await self._send_large(response)
         else:
             self.answer(response)
+
+    def _room(self, response: Response) -> int:
+        """Return how many bytes of a body go into one message behind the head of a response."""
+        return self._desk.bus.max_payload - len(response.headers.block) - _MARGIN
 
     async def _send_large(self, response: Response) -> None:
         """Send a body that is larger than a NATS message may be."""
@@ -235,6 +253,9 @@ class Job(Asked):
             stream.end()
         except HTTPError as error:
             logger.debug("the answer to %s %s was not sent to its end: %s", *self._who, error.detail)
+        except asyncio.CancelledError:
+            self._cut(stream, "the service stops")
+            raise
 
     async def _send_pieces(self, response: Response, pieces: Pieces) -> None:
         if self.answered:  # nobody waits for it; but a handler that has to finish does so while it yields
@@ -243,7 +264,7 @@ class Job(Asked):
                     pass
             return
         if not self.window or self.call.method == "HEAD":
-            self.answer(await collect(response, pieces, self.call.method, self._desk.bus.max_payload))
+            self.answer(await collect(response, pieces, self.call.method, self._room(response)))
             return
         stream = self.connect()
         wait = _FEED_WAIT if pieces.feed else _HEAD_WAIT
@@ -265,6 +286,8 @@ class Job(Asked):
                 return
             self.answer(problem(HandlerFailed()) if pieces.failed is None else await pieces.failed(error))
         except asyncio.CancelledError:
+            if self.ends_well and not self.gone:
+                self._open(response)
             self._cut(stream, None if self.ends_well else "the service stops")
             raise
         else:
@@ -300,6 +323,7 @@ class Job(Asked):
             self._stop_waiting()
             self._count(response.status)
             assert self.stream is not None
+            self.stream.flows = True
             self.stream.say(encode_open(response, method=self.call.method))
 
     def _stop_waiting(self) -> None:
@@ -399,7 +423,7 @@ async def collect(response: Response, pieces: Pieces, method: str, largest: int)
             async for piece in pieces.source:
                 body += piece
                 if len(body) > largest:
-                    limit = f"more than one NATS message ({largest} bytes), and this caller takes one"
+                    limit = f"more than fits into one NATS message ({largest} bytes), and this caller takes one"
                     return problem(NotAcceptable(f"the answer is a stream of {limit}"))
         except Exception as error:
             if body or pieces.failed is None:

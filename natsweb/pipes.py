@@ -47,12 +47,13 @@ class Stream:
         "_own",
         "_peer",
         "_room",
-        "_to",
         "_why",
+        "flows",
         "inflow",
         "on_cancel",
         "outflow",
         "sink",
+        "to",
     )
 
     def __init__(
@@ -68,19 +69,25 @@ class Stream:
         on_cancel: Callable[[], None] = lambda: None,
     ) -> None:
         self._bus = bus
-        self._to = to
+        self.to = to
         self._own = own
         self._peer: Peer | None = bus.pulse.join(to, self)
         self._room: asyncio.Future[None] | None = None
         self._why: HTTPError | WebSocketClosed | None = None
         self._heard_end = False
+        self.flows = False
         self.inflow = Inflow(window, received)
         self.outflow = Outflow(credit, sent)
         self.on_cancel = on_cancel
         self.sink: Sink = Reader(self)
 
     def __repr__(self) -> str:
-        return f"<Stream with {self._to.decode('latin-1')}: in {self.inflow!r}, out {self.outflow!r}>"
+        return f"<Stream with {self.to.decode('latin-1')}: in {self.inflow!r}, out {self.outflow!r}>"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the other side has said the end."""
+        return self._heard_end
 
     # ── what comes ──
 
@@ -140,6 +147,10 @@ class Stream:
         self._wake()
         self._end(error)
 
+    def end_well(self) -> None:
+        """End what comes, as if the other side had done so."""
+        self._end(None)
+
     def used(self, size: int) -> None:
         """Say that bytes which came have been used up, so that others may come."""
         total = self.inflow.use(size)
@@ -165,7 +176,7 @@ class Stream:
             if not count or self._why is not None:
                 await self.wait_for_room()
                 continue
-            self._bus.post(self._to, data if count == size else data[start : start + count], None, self._own)
+            self._bus.post(self.to, data if count == size else data[start : start + count], None, self._own)
             start += count
             if self._bus.is_congested:
                 await self._bus.relieved()
@@ -177,7 +188,7 @@ class Stream:
         if self._why is not None or self.outflow.room < len(data):
             return False
         self.outflow.take(len(data))
-        self._bus.post(self._to, data, None, self._own)
+        self._bus.post(self.to, data, None, self._own)
         return True
 
     async def wait_for_room(self) -> None:
@@ -195,7 +206,7 @@ class Stream:
 
     def end(self, error: str | None = None) -> None:
         """Say that all has been sent, or in a few words why the rest never will."""
-        self._post(encode_end(self.outflow.sent, error))
+        self._post(encode_end(self.outflow.sent, error), last=error is not None)
 
     def say(self, header: bytes) -> None:
         """Send a control message; without a connection it goes nowhere."""
@@ -203,15 +214,17 @@ class Stream:
 
     def cancel(self) -> None:
         """Tell the other side to stop."""
-        self._post(CANCEL)
+        self._post(CANCEL, last=True)
 
-    def _post(self, header: bytes) -> None:
+    def _post(self, header: bytes, *, last: bool = False) -> None:
         if self._peer is None:
             return
         try:
-            self._bus.post(self._to, b"", header, self._own)
+            self._bus.post(self.to, b"", header, self._own)
         except HTTPError as error:
             self._why = self._why or error
+            if last:
+                self._bus.post_later(self.to, header, self._own)
 
     def release(self) -> None:
         """Let go: nothing is sent or heard any more."""
@@ -220,6 +233,7 @@ class Stream:
             self._peer = None
             self._why = self._why or Disconnected("the stream is over")
             self._wake()
+            self._end(self._why)
 
 
 class Reader:
@@ -291,7 +305,10 @@ class SocketPipe:
     ) -> None:
         self._stream = stream
         self._reader = Reader(stream)
+        before = stream.sink
         stream.sink = self._reader
+        if isinstance(before, Reader):
+            before.drain_into(self._reader)  # what the other side has said at once is there already
         self._assembler = Assembler(largest)
         self._sending = asyncio.Lock()
         self._closed = False

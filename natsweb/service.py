@@ -183,15 +183,15 @@ class Service(Router, Generic[S]):
     def _touch(self) -> None:
         self._dispatcher.is_compiled = False
 
-    def mount(self, prefix: str, app: "ASGIApp | Handler | Service[Any]") -> None:
+    def mount(self, prefix: str, app: "ASGIApp | Handler | Service[Any]", *, where: str | None = None) -> None:
         """Give all below `prefix` that no route takes to an ASGI application: FastAPI, Starlette, Django, Quart...
 
         It runs unchanged: WebSockets, lifespan, streams, with `root_path` set to the prefix. `"/"` is the top. A WSGI
         application goes through `a2wsgi.WSGIMiddleware`. A natsweb `Handler`, or another service, sees the path below
-        the prefix instead. Raises `DeclarationError` for a prefix that cannot be one, or
-        that is taken.
+        the prefix instead. `where` is what messages name as its place (default: the line of this call). Raises
+        `DeclarationError` for a prefix that cannot be one, or that is taken.
         """
-        where = caller_line(2)
+        where = where or caller_line(2)
         prefix = "" if prefix == "/" else prefix
         check_prefix(prefix, where)
         if "<" in prefix or not callable(app):

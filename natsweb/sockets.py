@@ -104,7 +104,7 @@ def socket_type(annotation: Any, name: str, place: Place) -> SocketType | None:
         return None
     said = get_args(bare)
     comes = said[0] if said else Any
-    goes = said[1] if len(said) > 1 else comes
+    goes = said[1] if len(said) > 1 and said[1] is not In else comes
     return SocketType(_reader(comes, name, place), _writer(goes, name, place))
 
 

@@ -32,7 +32,7 @@ logger = logging.getLogger("natsweb.worker")
 _CLOCK_SKEW = 5.0
 _ACCEPT_AFTER = 45_000_000  # nanoseconds
 _ACCEPT_PAUSE = 0.025
-_LARGE = 64 * 1024
+_LARGE = 16 * 1024
 _KNOWN = 512
 
 

@@ -18,6 +18,7 @@ from natsweb.cli.lifecycle import (
     AppDirOption,
     ContextOption,
     MountOption,
+    NameOption,
     NatsOption,
     Stop,
     VerboseOption,
@@ -53,6 +54,7 @@ def command(
     timeout: Annotated[float, typer.Option("--timeout", metavar="SECONDS", help="Time a request may take.")] = 10.0,
     reload: Annotated[bool, typer.Option("--reload/--no-reload", help="Start the service again on change.")] = True,
     mount: MountOption = None,
+    name: NameOption = None,
     app_dir: AppDirOption = ".",
     verbose: VerboseOption = False,
 ) -> None:
@@ -69,6 +71,7 @@ def command(
         str(target.folder),
         *(["--root", root] if root else []),
         *(["--mount", mount] if mount else []),
+        *(["--name", name] if name else []),
     ]
     flags = [*(["--nats", nats] if nats else []), *(["--context", context] if context else [])]
     settings = nats_settings(nats, context)

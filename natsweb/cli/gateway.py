@@ -12,6 +12,7 @@ from natsweb.cli.lifecycle import (
     ContextOption,
     GraceOption,
     NatsOption,
+    ReplyPrefixOption,
     Stop,
     VerboseOption,
     WaitOption,
@@ -20,6 +21,7 @@ from natsweb.cli.lifecycle import (
     finish,
     nats_settings,
     origin_wire,
+    reply_prefixes,
     run_until_done,
 )
 from natsweb.errors import SettingsError
@@ -71,6 +73,7 @@ def command(
         typer.Option("--filter", metavar="MODULE:NAME", help="A filter around all requests; the first is outermost."),
     ] = None,
     wire: WireOption = "natsweb",
+    reply_prefix: ReplyPrefixOption = None,
     ws_max_size: Annotated[
         int, typer.Option("--ws-max-size", min=1, metavar="BYTES", help="Largest message of a WebSocket.")
     ] = 16 * 1024 * 1024,
@@ -117,6 +120,7 @@ def command(
         "rules": rules,
         "filters": [load_filter(one, Path(app_dir)) for one in filters or []],
         "wire": wire,
+        "reply_prefixes": reply_prefixes(settings, reply_prefix or []),
     }
     finish(run_until_done(lambda: _serve(main, host, port, settings, options, grace=grace, wait=wait)))
 

@@ -29,6 +29,7 @@ __all__ = [
     "MountOption",
     "NameOption",
     "NatsOption",
+    "ReplyPrefixOption",
     "Stop",
     "VerboseOption",
     "WaitOption",
@@ -38,6 +39,7 @@ __all__ = [
     "finish",
     "nats_settings",
     "origin_wire",
+    "reply_prefixes",
     "run_until_done",
 ]
 
@@ -55,6 +57,10 @@ GraceOption = Annotated[
 ]
 MountOption = Annotated[
     str | None, typer.Option("--mount", metavar="/PATH", help="Where an ASGI application is served; / is the default.")
+]
+ReplyPrefixOption = Annotated[
+    list[str] | None,
+    typer.Option("--reply-prefix", metavar="PREFIX", help="Inbox prefix of processes that have their own."),
 ]
 WireOption = Annotated[
     str,
@@ -85,6 +91,13 @@ async def connected(url: str | None, context: str | None, name: str) -> AsyncIte
 def nats_settings(url: str | None, context: str | None) -> Nats:
     """Return the NATS settings that flags, environment and context files give."""
     return find_nats(url=url, context=context)
+
+
+def reply_prefixes(nats: Nats, more: list[str]) -> tuple[str, ...]:
+    """Return where messages to others may go: everybody's inboxes, those of our own kind, and what a flag adds."""
+    from natsweb.subjects import REPLY_PREFIXES
+
+    return (*REPLY_PREFIXES, *(f"{prefix.rstrip('.')}." for prefix in (nats.inbox_prefix, *more)))
 
 
 def origin_wire(wire: str) -> Any:

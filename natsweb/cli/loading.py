@@ -190,9 +190,9 @@ def _pick(module: ModuleType, target: Target, mount: str | None, name: str | Non
             )
         return _check(found, target, mount, name)
     services = {name: value for name, value in vars(module).items() if isinstance(value, Service)}
-    for name in _NAMES:
-        if name in services:
-            return services[name]
+    for one in _NAMES:
+        if one in services:
+            return services[one]
     if len(services) == 1:
         return next(iter(services.values()))
     if not services and (app := next((one for one in map(vars(module).get, _NAMES) if _is_asgi(one)), None)):
@@ -224,7 +224,7 @@ def _check(found: Any, target: Target, mount: str | None, name: str | None) -> S
             fix='make one: svc = Service("name"); a WSGI application goes through a2wsgi.WSGIMiddleware',
         )
     service = Service(name or re.sub(r"[^A-Za-z0-9_-]", "-", target.module))
-    service.mount(mount or "/", found)
+    service.mount(mount or "/", found, where=str(target))
     return service
 
 

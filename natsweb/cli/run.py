@@ -18,6 +18,7 @@ from natsweb.cli.lifecycle import (
     MountOption,
     NameOption,
     NatsOption,
+    ReplyPrefixOption,
     Stop,
     VerboseOption,
     WaitOption,
@@ -26,6 +27,7 @@ from natsweb.cli.lifecycle import (
     finish,
     nats_settings,
     origin_wire,
+    reply_prefixes,
     run_until_done,
 )
 from natsweb.errors import Mistake, SettingsError, StartError
@@ -50,6 +52,10 @@ def command(
     concurrency: Annotated[
         int, typer.Option("--concurrency", min=1, help="Requests under way at once, per service; more are refused.")
     ] = 100,
+    max_streams: Annotated[
+        int,
+        typer.Option("--max-streams", min=1, help="Answers that stream and open WebSockets at once, per service."),
+    ] = 10_000,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Plain def handlers at once, per service.")
     ] = None,
@@ -65,10 +71,7 @@ def command(
     name: NameOption = None,
     grace: GraceOption = 25.0,
     wait: WaitOption = 0.0,
-    reply_prefix: Annotated[
-        list[str] | None,
-        typer.Option("--reply-prefix", metavar="PREFIX", help="Inbox prefix of callers that have their own."),
-    ] = None,
+    reply_prefix: ReplyPrefixOption = None,
     app_dir: AppDirOption = ".",
     announce: Annotated[str | None, typer.Option("--announce", hidden=True)] = None,
     verbose: VerboseOption = False,
@@ -92,10 +95,11 @@ def command(
     options = {
         "root": root,
         "concurrency": concurrency,
+        "max_streams": max_streams,
         "timeout": timeout,
         "on_overlap": _checked(on_overlap),
         "wire": origin_wire(wire),
-        "reply_prefixes": _reply_prefixes(settings, reply_prefix or []),
+        "reply_prefixes": reply_prefixes(settings, reply_prefix or []),
     }
     finish(run_until_done(lambda: _serve(services, settings, options, grace=grace, wait=wait, announce=announce)))
 
@@ -115,7 +119,7 @@ def serve_here(services: Sequence[Any], *, nats: str | None, root: str | None) -
         for service in services:
             service.compile()
         settings = nats_settings(nats, None)
-        options = {"root": root, "reply_prefixes": _reply_prefixes(settings, [])}
+        options = {"root": root, "reply_prefixes": reply_prefixes(settings, [])}
         code = run_until_done(lambda: _serve(services, settings, options, grace=25.0, wait=0.0))
     except Mistake as mistake:
         print_mistake(mistake)
@@ -200,13 +204,6 @@ async def _start(service: Any) -> bool:
         raise
     finally:
         handle.cancel()
-
-
-def _reply_prefixes(nats: Any, more: list[str]) -> tuple[str, ...]:
-    """Return where answers may go: everybody's inboxes, those of our own kind, and what a flag adds."""
-    from natsweb.subjects import REPLY_PREFIXES
-
-    return (*REPLY_PREFIXES, *(f"{prefix.rstrip('.')}." for prefix in (nats.inbox_prefix, *more)))
 
 
 def _check_names(services: Sequence[Any]) -> None:

@@ -185,6 +185,7 @@ class Front:
         cut = 0
         for connection in self._connections():
             connection.shutdown()
+        self._gateway.end_feeds()
         done, _ = await asyncio.wait([task], timeout=0 if now else self._grace)
         if not done:
             for connection in self._connections():

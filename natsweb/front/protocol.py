@@ -7,8 +7,12 @@ one queue. Its own state machine, timers and error answers; sockets, TLS and flo
 """
 
 import asyncio
+import contextlib
 import functools
 import logging
+import socket
+import struct
+import sys
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -92,9 +96,31 @@ class _Ready:
 _NOTHING = Incoming("GET", b"", b"", b"")
 
 
+def _reset(transport: asyncio.Transport) -> None:
+    """Close with a reset: where only the end of the connection ends an answer, a polite one would look like it."""
+    found = transport.get_extra_info("socket")
+    with contextlib.suppress(OSError, AttributeError):
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
+
+
 def _is_handshake(method: str, head: Head, headers: list[tuple[bytes, bytes]]) -> bool:
     """Tell whether a request opens a WebSocket (RFC 6455 section 4.1), and does not only mention one."""
     return method == "GET" and head.upgrade == b"websocket" and any(name == b"sec-websocket-key" for name, _ in headers)
+
+
+class _OldCycle(RequestResponseCycle):
+    """An exchange of the ASGI door for HTTP/1.0, which has no chunks: without a length, closing ends the answer."""
+
+    async def send(self, message: Any) -> None:
+        """Send a message of the application: see ASGI."""
+        if message["type"] == "http.response.start":
+            if not any(name.lower() == b"content-length" for name, _ in message.get("headers", ())):
+                self.chunked_encoding = False
+                self.expected_content_length = sys.maxsize
+        elif not message.get("more_body", False) and self.expected_content_length > sys.maxsize // 2:
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)
 
 
 class _CycleTransport:
@@ -271,6 +297,8 @@ class Connection(HttpToolsProtocol):
         """End: whatever runs for this connection has nobody to answer to."""
         self._deaf = True
         self._queue.clear()
+        if self._streamed is not None:
+            self._streamed.abandon()
         if self._flight is not None:
             self._flight.drop()
             self._flight = None
@@ -284,9 +312,7 @@ class Connection(HttpToolsProtocol):
     def shutdown(self) -> None:
         """Close when the answers under way are out: the server stops."""
         self._stopping = True
-        if self._streamed is not None and self._streamed.is_feed:
-            self._streamed.end_now()
-        elif self._running is None:
+        if self._running is None:
             # A connection that has asked nothing yet was accepted all the same: its first request gets its answer.
             if self._answered:
                 self._close()
@@ -310,6 +336,7 @@ class Connection(HttpToolsProtocol):
         """Close our side only, for a moment (RFC 9112 section 9.6): a reset would destroy the refusal on its way."""
         if self.doing == LINGER:
             return
+        self.flow.resume_reading()
         self._owner.flush()
         if self._stopping or not self.transport.can_write_eof():
             self._close()
@@ -353,6 +380,8 @@ class Connection(HttpToolsProtocol):
                 self._close()
         elif self.doing == HEAD and spent > limits.head_timeout:
             self._refuse(HTTPError(408, "the request's head did not come in time", reason="slow_request"))
+        elif self.doing == BODY and self.flow.read_paused:
+            self.since = now  # it is the service that does not take it
         elif self.doing == BODY and spent > limits.body_timeout:
             self._refuse(HTTPError(408, "the request's body did not come in time", reason="slow_request"))
 
@@ -623,8 +652,6 @@ class Connection(HttpToolsProtocol):
         reader = opened.stream.sink
         assert isinstance(reader, Reader)
         reader.drain_into(answer)
-        if self._owner.stopping and answer.is_feed and self._streamed is answer:
-            answer.end_now()
 
     def put(self, data: bytes) -> None:
         """Write a piece of an answer: see `Line`."""
@@ -649,7 +676,7 @@ class Connection(HttpToolsProtocol):
         self._queue.clear()
         self._owner.flush()
         if visibly:
-            self.transport.abort()
+            _reset(self.transport)
         else:
             self.transport.close()
 
@@ -755,7 +782,8 @@ class Connection(HttpToolsProtocol):
             "raw_path": self._path,
             "query_string": self._query,
         }
-        cycle = RequestResponseCycle(
+        make = _OldCycle if version == "1.0" else RequestResponseCycle
+        cycle = make(
             scope=scope,  # type: ignore[arg-type]
             transport=_CycleTransport(self),  # type: ignore[arg-type]
             flow=self.flow,

@@ -14,7 +14,6 @@ from natsweb.pipes import Ending
 __all__ = ["Line", "StreamedAnswer"]
 
 _LENGTH = re.compile(rb"(?:^|\n)content-length: ([0-9]+)\r\n").search
-_FEED = re.compile(rb"(?:^|\n)content-type: *text/event-stream", re.IGNORECASE).search
 
 
 class Line(Protocol):
@@ -38,7 +37,7 @@ class Line(Protocol):
 class StreamedAnswer:
     """One answer under way on `line`; `head` are the lines that every answer has, status line first."""
 
-    __slots__ = ("_chunked", "_held", "_keep_alive", "_left", "_line", "_opened", "is_feed")
+    __slots__ = ("_chunked", "_held", "_keep_alive", "_left", "_line", "_opened", "_over")
 
     def __init__(self, line: Line, opened: Opened, head: bytes, *, keep_alive: bool, is_old: bool) -> None:
         self._line = line
@@ -48,7 +47,7 @@ class StreamedAnswer:
         self._chunked = found is None and not is_old
         self._keep_alive = keep_alive and (self._chunked or found is not None)
         self._held = 0
-        self.is_feed = _FEED(opened.lines) is not None
+        self._over = False
         close = b"" if self._keep_alive else b"connection: close\r\n"
         frame = b"transfer-encoding: chunked\r\n" if self._chunked else b""
         line.put(b"%b%b%b%b\r\n" % (head, opened.lines, frame, close))
@@ -58,6 +57,8 @@ class StreamedAnswer:
 
     def data(self, data: bytes) -> None:
         """Write bytes of the body: see `Sink`."""
+        if self._over:
+            return
         size = len(data)
         if self._left is not None:
             self._left -= size
@@ -81,21 +82,22 @@ class StreamedAnswer:
 
     def ended(self, ending: Ending) -> None:
         """Write the end, or cut the answer off: see `Sink`."""
+        if self._over:
+            return
         if ending is not None or self._left:
             self._cut()
             return
+        self._over = True
         self._opened.flight.close()
         if self._chunked:
             self._line.put(b"0\r\n\r\n")
         self._line.answered(self._keep_alive)
 
-    def end_now(self) -> None:
-        """End a feed, which may end at any time: its client comes again."""
-        self._opened.flight.drop()
-        if self._chunked:
-            self._line.put(b"0\r\n\r\n")
-        self._line.answered(False)
+    def abandon(self) -> None:
+        """Write nothing more: the connection is gone."""
+        self._over = True
 
     def _cut(self) -> None:
+        self._over = True
         self._opened.flight.drop()
         self._line.cut_off(visibly=not self._chunked and self._left is None)

@@ -29,6 +29,7 @@ from natsweb.replies import problem
 from natsweb.rules import Rules
 from natsweb.settings import Limits, Nats, find_nats
 from natsweb.streams import MAX_MESSAGE
+from natsweb.subjects import REPLY_PREFIXES
 
 __all__ = ["CutOff", "Gateway", "bare_host", "echo"]
 
@@ -55,6 +56,7 @@ class Gateway:
     say which headers, cookies and paths cross, and for how long. `filters` stand around every request, the first
     outermost, and `on_error` answers in place of the gateway's own errors. `exchange` is a `Handler` that answers
     instead of the services: no NATS is needed then. With `wire="nats-proxy"` the services are those of that library.
+    `reply_prefixes` are where services may be told to stop, to go on, or to send more: inboxes.
 
     Raises `SettingsError` for a root that could reach system subjects.
     """
@@ -77,12 +79,14 @@ class Gateway:
         on_error: OnGatewayError | None = None,
         exchange: Handler | None = None,
         wire: Literal["natsweb", "nats-proxy"] = "natsweb",
+        reply_prefixes: tuple[str, ...] = REPLY_PREFIXES,
     ) -> None:
         self.sites = Sites(root, roots)
         self.root = root
         self.rules = rules or Rules()
         self._filters = Filters(filters, on_error)
         self._handler = exchange
+        self._reply_prefixes = reply_prefixes
         self._wire = ProxyWire() if wire == "nats-proxy" else None
         self._nats = nats
         self._given_bus = bus
@@ -122,9 +126,7 @@ class Gateway:
                 nats = self._nats if isinstance(self._nats, Nats) else find_nats(url=self._nats)
                 bus = self._own_bus = await connect(nats, name=f"natsweb/gateway/{self.root}")
             for root in self.sites.roots:
-                exchange = Exchange(
-                    bus, root, timeout=self._timeout, limits=self._limits, rules=self.rules, wire=self._wire
-                )
+                exchange = self._new_exchange(bus, root)
                 if (
                     self._discovery
                     and self._wire is None
@@ -134,6 +136,17 @@ class Gateway:
                 self._exchanges[root] = exchange
             self.directory = self._directories[0] if self._directories else None
             self._exchange = self._exchanges[self.root]
+
+    def _new_exchange(self, bus: Bus, root: str) -> Exchange:
+        return Exchange(
+            bus,
+            root,
+            timeout=self._timeout,
+            limits=self._limits,
+            rules=self.rules,
+            wire=self._wire,
+            reply_prefixes=self._reply_prefixes,
+        )
 
     async def _look_around(self, bus: Bus, exchange: Exchange) -> Directory | None:
         """Return the directory of services, complete; None if NATS does not let this user have one."""
@@ -263,6 +276,11 @@ class Gateway:
         """Return the exchange that a request belongs to, and its path there."""
         root, path = self.sites.pick(host, raw_path)
         return self._exchanges[root], path
+
+    def end_feeds(self) -> None:
+        """End the feeds under way, and those to come: the gateway stops."""
+        for exchange in self._exchanges.values():
+            exchange.end_feeds()
 
     def cut(self) -> int:
         """End everything under way with a 503; return how many that were."""

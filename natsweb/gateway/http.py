@@ -74,7 +74,7 @@ class Upload:
             chunk = await self.next()
             if self.gone:
                 return
-            flight.give_time(timeout)  # the time of an answer begins when the question has been heard
+            flight.go_on(timeout)  # the time of an answer begins when the question has been heard
             await stream.write(chunk)
         stream.end()
 

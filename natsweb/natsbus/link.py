@@ -7,6 +7,8 @@ the connection does; nothing is sent again by itself.
 import asyncio
 import contextlib
 import logging
+import re
+from collections import deque
 from collections.abc import AsyncIterator
 
 import nats.errors
@@ -32,6 +34,8 @@ logger = logging.getLogger("natsweb.nats")
 
 _REBUILD_WAIT = 0.2
 _MAX_COMPLAINTS = 1000
+_REFUSED = re.compile(r'permissions violation for publish to "([^"]+)"').search
+_MAX_LAST_WORDS = 10_000
 _MAX_LINE = 4096 - 64  # nats-server's limit of a protocol line, less the sizes and the spaces
 
 
@@ -71,6 +75,7 @@ class NatsBus(Asking):
         self._complaints: set[str] = set()
         self._refused: list[str] = []
         self._flushes: set[asyncio.Future[None]] = set()
+        self._last_words: deque[tuple[bytes, bytes, bytes]] = deque(maxlen=_MAX_LAST_WORDS)
         self.rebuilds = 0
         self.reconnected_at = float("-inf")
 
@@ -146,6 +151,8 @@ class NatsBus(Asking):
         """Log a server's complaint, once and not once a message."""
         if "permissions violation for subscription" in text:
             self._refused.append(text)
+        if found := _REFUSED(text):
+            self._inbox.pulse.refused(found[1].encode("latin-1"))
         if client is self._client and text not in self._complaints and len(self._complaints) < _MAX_COMPLAINTS:
             self._complaints.add(text)
             logger.warning("NATS: %s", text)
@@ -169,6 +176,14 @@ class NatsBus(Asking):
         self.reconnected_at = asyncio.get_running_loop().time()
         self._complaints.clear()
         logger.warning("connected to NATS again")
+        with contextlib.suppress(HTTPError):
+            while self._last_words:
+                subject, header, reply = self._last_words.popleft()
+                self.post(subject, b"", header, reply)
+
+    def post_later(self, subject: bytes, header: bytes, reply: bytes) -> None:
+        """Send a last word later: see `Bus.post_later`."""
+        self._last_words.append((subject, header, reply))
 
     def _on_closed(self, client: RawClient) -> None:
         if client is self._client and not self._closing:
