@@ -1,13 +1,21 @@
-"""The examples: each does what its README says, in memory."""
+"""The examples: each does what its README says."""
 
+import asyncio
+import contextlib
 import importlib.util
+import json
 import sqlite3
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import ModuleType
 
+import httpx2
 import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidStatus
 
-from natsweb import Request, Response
+from natsweb import Gateway, Request, Response, serve
+from natsweb.front import Front
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 KEY = {"x-api-key": "sesame"}
@@ -38,11 +46,13 @@ def load(name: str) -> ModuleType:
     return module
 
 
-async def ask(shop: ModuleType, line: str, headers: dict[str, str] | None = None, body: bytes = b"") -> Response:
-    """Return the shop's answer to `POST /products?x=1`."""
+async def ask(example: ModuleType, line: str, headers: dict[str, str] | None = None, body: bytes = b"") -> Response:
+    """Return an example's answer to `POST /products?x=1`."""
     method, target = line.split(" ")
     path, _, query = target.partition("?")
-    return await shop.svc.handle(Request(method=method, raw_path=path, query=query, headers=headers or {}, body=body))
+    return await example.svc.handle(
+        Request(method=method, raw_path=path, query=query, headers=headers or {}, body=body)
+    )
 
 
 async def test_the_shop_keeps_products(shop):
@@ -103,3 +113,122 @@ async def test_the_shop_keeps_one_folder(shop, tmp_path):
     """Database and photos are where SHOP_DATA says."""
     await ask(shop, "POST /products", KEY | JSON, b'{"name": "tea", "cents": 350}')
     assert sorted(one.name for one in tmp_path.iterdir()) == ["photos", "shop.db"]
+
+
+# ── feed ──
+
+
+async def events(feed: ModuleType, count: int, **headers: str) -> list[tuple[int, object]]:
+    """Return the numbers and the data of the first events."""
+    fields = {name.replace("_", "-"): value for name, value in headers.items()}
+    response = await ask(feed, "GET /feed/samples", {"accept": "text/event-stream", **fields})
+    assert response.headers["content-type"] == "text/event-stream"
+    assert response.pieces is not None
+    found = []
+    async with contextlib.aclosing(response.pieces.source) as source:
+        async for piece in source:
+            fields = dict(line.split(": ", 1) for line in piece.decode().splitlines() if line)
+            assert fields["event"] == "sample"
+            found.append((int(fields["id"]), json.loads(fields["data"])))
+            if len(found) == count:
+                return found
+    raise AssertionError("the feed has ended")
+
+
+async def test_the_feed_goes_on():
+    """Whoever comes back gets what follows the last event that it has seen, the same from any instance."""
+    first = await events(load("feed/app.py"), 100)
+    again = await events(load("feed/app.py"), 90, last_event_id=str(first[9][0]))
+    assert again == first[10:]
+    assert [number for number, _ in first] == [*range(first[0][0], first[0][0] + 100)]
+
+
+async def test_the_feed_takes_any_last_event():
+    """One from long ago, or from the time to come, gets what there is."""
+    feed = load("feed/app.py")
+    [(oldest, _)] = await events(feed, 1, last_event_id="7")
+    [(newest, _)] = await events(feed, 1, last_event_id="999999999999")
+    assert feed.KEPT <= newest - oldest < feed.KEPT + 40
+
+
+async def test_the_feed_has_other_shapes():
+    """Without an EventSource it is NDJSON, and there is a page to look at."""
+    feed = load("feed/app.py")
+    response = await ask(feed, "GET /feed/samples")
+    assert response.headers["content-type"] == "application/x-ndjson"
+    assert response.pieces is not None
+    async with contextlib.aclosing(response.pieces.source) as source:
+        assert json.loads(await anext(source)).keys() == {"requests", "milliseconds", "errors"}
+    page = await ask(feed, "GET /feed")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert "https://" not in page.text  # nothing comes from elsewhere
+
+
+# ── chat ──
+
+
+async def hear(socket: ClientConnection) -> str:
+    """Return the next line of a room."""
+    async with asyncio.timeout(10):
+        line = json.loads(await socket.recv())
+    return f"{line['who']}: {line['text']}"
+
+
+async def test_the_chat_has_rooms(serve):
+    """What is said in a room is heard by all who are there, and by nobody else; what is no message ends the talk."""
+    chat = load("chat/app.py")
+    url = (await serve(chat.svc, root="rooms")).replace("http", "ws")
+
+    def enter(room: str, who: str) -> connect:
+        return connect(f"{url}/chat/{room}?who={who}", proxy=None)
+
+    async with enter("tea", "ada") as ada, enter("coffee", "eve") as eve:
+        assert (await hear(ada), await hear(eve)) == ("ada: has come in", "eve: has come in")
+        async with enter("tea", "bob") as bob:
+            assert (await hear(ada), await hear(bob)) == ("bob: has come in", "bob: has come in")
+            await bob.send('{"text": "hello"}')
+            assert (await hear(ada), await hear(bob)) == ("bob: hello", "bob: hello")
+        assert await hear(ada) == "bob: has left"
+        await eve.send('{"text": ""}')
+        async with asyncio.timeout(10):
+            await eve.wait_closed()
+        assert eve.close_code == 1007
+        assert [*chat.ROOMS] == ["tea"]
+    with pytest.raises(InvalidStatus) as refused:
+        await enter("tea", "x" * 31)
+    assert refused.value.response.status_code == 422
+
+
+# ── legacy ──
+
+
+@contextlib.asynccontextmanager
+async def fronted(nats_url: str, root: str) -> AsyncIterator[httpx2.AsyncClient]:
+    """Give a client of a gateway."""
+    async with Gateway(root, nats=nats_url) as gateway:
+        front = Front(gateway, port=0, grace=1.0)
+        await front.start()
+        try:
+            async with httpx2.AsyncClient(base_url=front.url, trust_env=False) as client:
+                yield client
+        finally:
+            await front.stop()
+
+
+async def test_a_part_of_the_old_shop_moves(nats_url: str):
+    """The application answers everything, but for what the new service takes while it is there."""
+    old, new = load("legacy/app.py"), load("legacy/orders.py")
+    async with serve(old.app, nats=nats_url, root="old", name="old-shop"), fronted(nats_url, "old") as client:
+
+        async def by() -> str:
+            return str((await client.get("/orders/7")).json()["by"])
+
+        home = (await client.get("/")).text
+        assert "since 2019" in home
+        assert (await client.get(home.partition('href="')[2].partition('"')[0])).json() == {"id": 1, "name": "tea"}
+        assert await by() == "the old shop"
+        async with serve(new.svc, nats=nats_url, root="old"):
+            assert await by() == "the new service"
+            assert (await client.delete("/orders/8")).status_code == 204
+            assert (await client.get("/items/2")).json()["name"] == "cup"
+        assert await by() == "the old shop"

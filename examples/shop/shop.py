@@ -5,6 +5,7 @@ Run it with `natsweb dev examples/shop/shop.py`. README.md beside it has request
 
 import hashlib
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,12 +150,13 @@ def change(session: Session, id: int, patch: Partial[NewProduct]) -> Product:
 
 @products.put("/<id>/photo", depends=[Shopkeeper], status=204)
 def put_photo(session: Session, folder: Folder, id: int, photo: UploadFile) -> None:
-    """Keep a photo of a product, up to what one NATS message holds."""
+    """Keep a photo of a product."""
     find(session, id)
     if photo.content_type not in PHOTOS:
         raise HTTPError(415, f"a photo is one of {', '.join(PHOTOS)}", reason="no_photo")
     new = folder / "photos" / f"{id}.new"
-    new.write_bytes(photo.file.read())
+    with new.open("wb") as file:
+        shutil.copyfileobj(photo.file, file)
     for suffix in PHOTOS.values():
         (folder / "photos" / f"{id}{suffix}").unlink(missing_ok=True)
     new.rename(folder / "photos" / f"{id}{PHOTOS[photo.content_type]}")
