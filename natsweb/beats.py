@@ -77,8 +77,9 @@ class Pulse:
 
     def join(self, subject: bytes, shared: Shared) -> Peer:
         """Begin to share work with the process that has `subject` in its inbox."""
-        beat = subject.rpartition(b".")[0] + b".beat"
-        if subject.startswith(_REWRITTEN):
+        inbox = subject.rpartition(b".")[0]
+        beat = inbox + b".beat"
+        if subject.startswith(_REWRITTEN) or b"." not in inbox:  # an inbox of one message has no beat beside it
             beat = subject  # a peer of its own: only its silence tells
         peer = self._peers.get(beat)
         if peer is None:
@@ -122,7 +123,7 @@ class Pulse:
                 peer.silent += 1
             if peer.silent >= _SILENCE:
                 self._hush(peer)
-            if not peer.beat.startswith(_REWRITTEN):
+            if peer.beat.endswith(b".beat"):
                 self._beat(peer)
             elif peer.silent % _REMINDER == 1:
                 for shared in peer.shared:

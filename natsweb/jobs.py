@@ -10,7 +10,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import ClassVar, Protocol
 
 from natsweb.bus import Asked, Bus, Reply
@@ -269,7 +269,7 @@ class Job(Asked):
         stream = self.connect()
         wait = _FEED_WAIT if pieces.feed else _HEAD_WAIT
         head = asyncio.get_running_loop().call_later(wait, self._open, response)
-        beat = _Heartbeat(stream, pieces.heartbeat)
+        beat = _Heartbeat(stream, pieces.heartbeat, lambda: self.answered)
         self.ends_well = pieces.feed
         began = False
         try:
@@ -379,8 +379,9 @@ class Job(Asked):
 class _Heartbeat:
     """Says a little on a stream that has been silent for a while, but never in the middle of a piece."""
 
-    def __init__(self, stream: Stream, heartbeat: tuple[float, bytes] | None) -> None:
+    def __init__(self, stream: Stream, heartbeat: tuple[float, bytes] | None, ready: Callable[[], bool]) -> None:
         self._stream = stream
+        self._ready = ready
         self._seconds, self._words = heartbeat or (0.0, b"")
         self._spoken = False
         self._busy = False
@@ -400,7 +401,7 @@ class _Heartbeat:
             self._timer = asyncio.get_running_loop().call_later(self._seconds, self._beat)
 
     def _beat(self) -> None:
-        if not self._spoken and not self._busy:
+        if not self._spoken and not self._busy and self._ready():  # the head comes first
             with contextlib.suppress(HTTPError):
                 self._stream.write_now(self._words)
         self._spoken = self._busy

@@ -277,6 +277,8 @@ class Reader:
                 if self._ending is not None:
                     raise self._ending
                 return b""
+            if self._waiter is not None and not self._waiter.done():
+                raise RuntimeError("somebody else waits for this stream already; let one task read it")
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         chunk = self._chunks.popleft()
@@ -362,6 +364,10 @@ class SocketPipe:
                     stream.write_now(part)
             except HTTPError as error:
                 raise WebSocketClosed(1006, error.detail) from None
+            except asyncio.CancelledError:
+                if start > 0:  # the other side has a part, and would take the next message for the rest
+                    self.hang_up(1011, "a message was cut off")
+                raise
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Say goodbye, once; never raises."""

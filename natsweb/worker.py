@@ -181,7 +181,7 @@ class Worker:
 
     def _begin(self, job: Job) -> None:
         """Make ready for the rest of a body, or for a WebSocket."""
-        if job.caller and (job.window or not job.call.upgrade):
+        if job.caller and (job.window > 1 or not job.call.upgrade):
             job.begin()
         else:
             job.answer(problem(BadRequest("a stream needs a caller that takes one (Nw-Accept)")))

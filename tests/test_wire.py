@@ -10,14 +10,27 @@ from natsweb.errors import BadReply, BadRequest, UnknownVersion
 from natsweb.headers import HOP_BY_HOP, Headers
 from natsweb.messages import Response
 from natsweb.wire import (
+    CANCEL,
+    Control,
+    End,
+    decode_control,
+    decode_reply,
     decode_request,
     decode_response,
+    encode_accept,
+    encode_close,
+    encode_continue,
+    encode_end,
     encode_fields,
+    encode_flow,
+    encode_open,
     encode_request,
     encode_response,
+    encode_upgrade,
     error_fields,
     forwarded_fields,
     is_no_responders,
+    is_opening,
     may_retry,
 )
 
@@ -412,3 +425,277 @@ def test_fields_that_connection_names():
     """What `Connection` names stays with the connection."""
     pairs = [(b"Connection", b"X-Secret, close"), (b"X-Secret", b"1"), (b"X-Open", b"2"), (b"Keep-Alive", b"5")]
     assert encode_fields(pairs) == b"x-open: 2\r\n"
+
+
+# ── streams ──────────────────────────────────────────────────────────────────────────────────────
+
+# what is sent, its lines in docs/wire.md, what it says, and whether whoever gets it late answers with a cancel
+CONTROLS = [
+    (encode_accept(), ("Nw-Status: 102",), Control(102), True),
+    (encode_accept(1500), ("Nw-Status: 102", "Nw-Timeout: 1500"), Control(102, timeout=1.5), True),
+    (encode_accept(0), ("Nw-Status: 102", "Nw-Timeout: 0"), Control(102, timeout=0.0), True),
+    (encode_continue(524_288), ("Nw-Status: 100", "Nw-Flow: 524288"), Control(100, flow=524_288), True),
+    (encode_upgrade(b"", 7), ("Nw-Status: 101", "Nw-Flow: 7"), Control(101, flow=7), True),
+    (
+        encode_upgrade(b"x-a: 1\r\nx-a: 2\r\n", 7),
+        ("Nw-Status: 101", "Nw-Flow: 7", "x-a: 1", "x-a: 2"),
+        Control(101, flow=7, lines=b"x-a: 1\r\nx-a: 2\r\n"),
+        True,
+    ),
+    (encode_flow(0), ("Nw-Flow: 0",), Control(flow=0), False),
+    (encode_flow(10**14), (f"Nw-Flow: {10**14}",), Control(flow=10**14), False),
+    (CANCEL, ("Nw-Flow: -",), Control(cancel=True), False),
+    (encode_end(0), ("Nw-End: ok;0",), Control(end=End("ok")), False),
+    (encode_end(5000), ("Nw-End: ok;5000",), Control(end=End("ok", 5000)), False),
+    (encode_end(9, "lost"), ("Nw-End: error;lost",), Control(end=End("error", 0, "lost")), False),
+    (encode_end(9, "a;b\r\nc: d"), ("Nw-End: error;a;b  c: d",), Control(end=End("error", 0, "a;b  c: d")), False),
+    (encode_end(9, ""), ("Nw-End: error;",), Control(end=End("error")), False),
+    (encode_close(1000, ""), ("Nw-End: close;1000;",), Control(end=End("close", 1000)), False),
+    (encode_close(4999, "a;b"), ("Nw-End: close;4999;a;b",), Control(end=End("close", 4999, "a;b")), False),
+    (
+        encode_open(Response(status=201, headers={"x-a": "1", "Content-Length": "9", "connection": "close"})),
+        ("Nw-Status: 201", "Nw-Stream: 1", "x-a: 1", "content-length: 9"),
+        Control(201, stream=True, lines=b"x-a: 1\r\ncontent-length: 9\r\n"),
+        True,
+    ),
+    (encode_open(Response()), ("Nw-Status: 200", "Nw-Stream: 1"), Control(200, stream=True), True),
+]
+
+
+@pytest.mark.parametrize(("sent", "lines", "said", "opens"), CONTROLS)
+def test_control(sent, lines, said, opens):
+    """What one side sends is spelled as docs/wire.md does, and the other side reads it back."""
+    assert sent == block(*lines)
+    assert decode_control(sent) == said
+    assert is_opening(sent) is opens
+    assert not may_retry(sent)
+    assert not is_no_responders(sent)
+
+
+# what others may spell differently
+SPELLED = [
+    (block(), Control()),
+    (block("nw-flow:17"), Control(flow=17)),
+    (block("NW-FLOW: \t17 \t"), Control(flow=17)),
+    (block("Nw_Flow: 17"), Control()),
+    (block("Nw-Flow: 1", "Nw-Flow: 2"), Control(flow=1)),
+    (block("Nw-Flow: 9", "Nw-End: ok;3"), Control(flow=9, end=End("ok", 3))),
+    (block("Nw-End: close;1001"), Control(end=End("close", 1001))),
+    (block("Nw-End: error"), Control(end=End("error"))),
+    (block("Nw-End: error;gr\xc3\xbcn \xff"), Control(end=End("error", 0, "grün \ufffd"))),
+    (block("Nw-Stream: 0", "Nw-Status: 200"), Control(200)),
+    (block("Nw-Stream: 11"), Control()),
+    (block("Nw-New: 1", "Nats-X: 2", "x: 3"), Control(lines=b"x: 3\r\n")),
+    (block("Nw-Status: 404"), Control(404)),
+]
+
+
+@pytest.mark.parametrize(("header", "said"), SPELLED)
+def test_control_of_others(header, said):
+    """Names in any case, the first of each; what is not known is passed over."""
+    assert decode_control(header) == said
+
+
+NO_CONTROL = [
+    *(block(f"Nw-Flow: {text}") for text in ("", "--", "-1", "1.5", "x", "1 0", "9" * 16, "\xb2", "0x1", "+1")),
+    *(block(f"Nw-Timeout: {text}") for text in ("", "-1", "1.5", "x", "9" * 16)),
+    *(block(f"Nw-Status: {text}") for text in ("", "99", "600", "x", "2000", "\xb200")),
+    *(
+        block(f"Nw-End: {text}")
+        for text in ("", "ok", "ok;", "ok;-1", "ok;x", "ok;1;2", "OK;1", "banana", ";", "okay;1")
+    ),
+    *(block(f"Nw-End: close{text}") for text in ("", ";", ";x;y", ";999;", ";5000;", ";-1;", ";1e3;")),
+]
+
+
+@pytest.mark.parametrize("header", [*NOT_BLOCKS, *NO_CONTROL])
+def test_refused_control(header):
+    """What makes no sense is a bad reply, also a second time."""
+    for _ in range(2):
+        with pytest.raises(BadReply):
+            decode_control(header)
+
+
+@law
+@given(
+    st.one_of(
+        st.binary(max_size=60),
+        st.text("NnWw-: ;0123EndFlowStatusokerrorcls\r\n\0\xe9", max_size=40).map(lambda junk: block(f"Nw-{junk}")),
+        st.text("oker;0159- cls", max_size=20).map(lambda junk: block(f"Nw-End: {junk}")),
+    )
+)
+def test_hostile_control_is_only_refused(header):
+    """Random bytes say something, or raise the one error."""
+    assert isinstance(is_opening(header), bool)
+    try:
+        said = decode_control(header)
+    except BadReply:
+        return
+    assert said.flow is None or said.flow >= 0
+    assert said.end is None or said.end.kind in ("ok", "error", "close")
+
+
+@law
+@given(st.text(max_size=300), st.integers(1000, 4999), st.integers(0, 10**14))
+def test_words_of_an_end(text, code, total):
+    """Whatever the words are, they are one line, short enough for a close frame, and end between characters."""
+    error, close = decode_control(encode_end(total, text)), decode_control(encode_close(code, text))
+    assert (error.end.kind, close.end[:2]) == ("error", ("close", code))
+    for end, sent, limit in ((error.end, encode_end(total, text), 200), (close.end, encode_close(code, text), 123)):
+        assert sent.count(b"\r\n") == 3
+        assert len(end.text.encode()) <= limit
+        assert "".join(char if char.isprintable() else " " for char in text).startswith(end.text) or "?" in end.text
+    assert decode_control(encode_end(total)).end == End("ok", total)
+
+
+@pytest.mark.parametrize(
+    ("header", "opens"),
+    [
+        (None, False),
+        (block(), False),
+        (block("x: nw-status: 102"), False),
+        (block("x-nw-status: 102"), False),
+        (block("Nw-Status: 1020"), False),
+        (block("Nw-Status: 200"), False),
+        (block("Nw-Status: 103"), False),
+        (block("NW-STATUS:\t102 "), True),
+        (block("a: b", "nw-stream:1"), True),
+        (block("Nw-Stream: 10"), False),
+    ],
+)
+def test_openings(header, opens):
+    """An accept, a continue, an upgrade and a head want to be told to stop; nothing else does."""
+    assert is_opening(header) is opens
+
+
+# ── requests that stream ──
+
+ASKED = [
+    ("stream;window=1000", 1000),
+    ("stream;window=999999999", 999_999_999),
+    ("stream", 65_536),
+    ("STREAM ; Window = 5", 5),
+    ("stream;window=0", 0),
+    ("stream;window=", 0),
+    ("stream;window=-1", 0),
+    ("stream;window=1000000000", 0),
+    ("stream;window=1;x=2", 0),
+    ("streams", 0),
+    ("", 0),
+    ("1", 0),
+]
+
+
+@pytest.mark.parametrize(("accept", "window"), ASKED)
+def test_what_a_caller_takes(accept, window):
+    """A window of bytes, the default one, or one message only: nonsense is never more than that."""
+    for _ in range(2):
+        assert decode_request([], block("Nw-Method: GET", f"Nw-Accept: {accept}", "x: 1"), b"").window == window
+
+
+@pytest.mark.parametrize(
+    ("lines", "more", "upgrade"),
+    [
+        (("Nw-More: 1",), True, False),
+        (("Nw-More: 0",), False, False),
+        (("Nw-More: yes",), False, False),
+        (("Nw-Upgrade: websocket",), False, True),
+        (("nw-upgrade: WebSocket",), False, True),
+        (("Nw-Upgrade: h2c",), False, False),
+        (("Nw-More: 1", "Nw-Upgrade: websocket"), True, True),
+        (("Upgrade: websocket", "More: 1"), False, False),
+    ],
+)
+def test_what_a_caller_wants(lines, more, upgrade):
+    """The rest of a body that follows, and a WebSocket, each by its own line."""
+    for _ in range(2):
+        call = decode_request([], block("Nw-Method: POST", *lines, "x: 1"), b"first")
+        assert (call.more, call.upgrade, call.body) == (more, upgrade, b"first")
+
+
+@law
+@given(
+    fields,
+    st.sampled_from([0, 1, 1000, 524_288]),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(["http", "https", "ws", "wss"]),
+    st.none() | st.just("orders"),
+    st.none() | st.integers(0, 10**9),
+    st.sampled_from(["", "a=1", "\xfc"]),
+    st.randoms(use_true_random=False),
+)
+def test_both_ways_to_read_a_request(headers, window, more, upgrade, scheme, service, timeout, query, chance):
+    """What natsweb sends is read by one pattern, what others send line by line: both find the same."""
+    header = encode_request(
+        "POST",
+        Headers(headers).block,
+        query=query.encode("latin-1"),
+        timeout_ms=timeout,
+        client="1.2.3.4:5",
+        scheme=scheme,
+        service=service,
+        window=window,
+        more=more,
+        upgrade=upgrade,
+    )
+    ours = [line for line in header[:-2].split(b"\r\n")[1:] if line.startswith(b"Nw-")]
+    chance.shuffle(ours)
+    again = b"".join([b"NATS/1.0\r\n", *[line.lower().replace(b": ", b":  ") + b"\r\n" for line in ours[1:]]])
+    again += ours[0] + b"\r\n" + Headers(headers).block + b"\r\n"
+    again = re.sub(rb"(?m)^nw-method: +post", b"nw-method: POST", again)
+    told = [decode_request(["a"], one, b"body") for one in (header, header, again, again)]
+    names = [name for name in told[0].__slots__ if name != "headers"]
+    for call in told:
+        assert [getattr(call, name) for name in names] == [getattr(told[0], name) for name in names]
+        assert list(call.headers) == headers
+    assert (told[0].window, told[0].more, told[0].upgrade) == (window, more, upgrade)
+
+
+def test_encoded_requests_that_stream():
+    """They are spelled as docs/wire.md spells them, behind all other lines of the wire."""
+    assert encode_request("POST", b"x-a: 1\r\n", window=1000, more=True, upgrade=True, scheme="wss") == block(
+        "Nw-Method: POST",
+        "Nw-Scheme: wss",
+        "Nw-Accept: stream;window=1000",
+        "Nw-More: 1",
+        "Nw-Upgrade: websocket",
+        "x-a: 1",
+    )
+
+
+# ── heads ──
+
+# status, what the head says of its length, method, what of it passes
+LENGTHS = [
+    (200, "9", "GET", "9"),
+    (200, "0", "GET", "0"),
+    (206, "9", "GET", "9"),
+    (404, "9", "POST", "9"),
+    (200, "9", "HEAD", "9"),
+    (200, "-9", "GET", None),
+    (200, "9x", "GET", None),
+    (200, "9, 9", "GET", None),
+    (200, "", "GET", None),
+    (204, "9", "GET", None),
+    (205, "9", "GET", None),
+    (304, "9", "GET", None),
+]
+
+
+@pytest.mark.parametrize(("status", "said", "method", "passes"), LENGTHS)
+def test_the_length_of_a_stream(status, said, method, passes):
+    """It passes, since the bytes are counted; nonsense does not, nor the length of a body that cannot be."""
+    response = Response(status=status, headers={"content-length": said, "x-a": "1", "connection": "close"})
+    for header in (
+        encode_open(response, method=method),
+        block(f"Nw-Status: {status}", "Nw-Stream: 1", "connection: close", "x-a: 1", f"Content-Length: {said}"),
+    ):
+        found, lines, body = decode_reply(header, b"", method)
+        length = b"" if passes is None else b"content-length: %b\r\n" % passes.encode()
+        assert (found, lines, body) == (status, b"x-a: 1\r\n" + length, b"")
+
+
+def test_the_length_of_one_message():
+    """Without `Nw-Stream` the payload is the body, and says its length itself."""
+    assert decode_reply(block("Content-Length: 9", "x: 1"), b"abc", "GET") == (200, b"x: 1\r\n", b"abc")

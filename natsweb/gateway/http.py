@@ -14,6 +14,7 @@ from natsweb.flights import Flight, Incoming, Opened, Outcome
 from natsweb.gateway.scopes import Receive, Scope, Send, has_body, length_of, to_incoming
 from natsweb.headers import Headers
 from natsweb.messages import Response
+from natsweb.pipes import Stream
 from natsweb.replies import problem
 from natsweb.streams import CHUNK
 
@@ -35,6 +36,7 @@ class Upload:
         self.rest = b""
         self.more = True
         self.gone = False
+        self.expects = False
 
     async def next(self) -> bytes:
         """Return the next piece, and find out whether there are others."""
@@ -65,25 +67,50 @@ class Upload:
             await self.left()
 
     async def _pass_on(self, flight: Flight, timeout: float) -> None:
-        stream = await flight.pinned()
+        stream, ahead = await self._until_wanted(flight)
         if stream is None:
+            if ahead is not None:
+                ahead.cancel()
             return
         rest, self.rest = self.rest, b""
         await stream.write(rest)
-        while self.more:
-            chunk = await self.next()
+        while self.more or ahead is not None:
+            chunk = await (ahead or self.next())
+            ahead = None
             if self.gone:
                 return
             flight.go_on(timeout)  # the time of an answer begins when the question has been heard
             await stream.write(chunk)
         stream.end()
 
+    async def _until_wanted(self, flight: Flight) -> tuple[Stream | None, "asyncio.Future[bytes] | None"]:
+        """Return where the body goes once somebody wants it, and what is read ahead meanwhile.
+
+        Only who reads hears that the client leaves; nothing is read of one who waits for 100 Continue.
+        """
+        if self.expects or not self.more:
+            return await flight.pinned(), None
+        ahead = asyncio.ensure_future(self.next())
+        pinning = asyncio.ensure_future(flight.pinned())
+        try:
+            waiting: list[asyncio.Future[Any]] = [ahead, pinning]
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if self.gone:
+                return None, None
+            return await pinning, ahead
+        except BaseException:
+            ahead.cancel()
+            raise
+        finally:
+            pinning.cancel()
+
 
 class AsgiUpload(Upload):
-    """The body of an ASGI request."""
+    """The body of an ASGI request; `expects` tells that it comes after a 100 Continue only."""
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, *, expects: bool = False) -> None:
         super().__init__()
+        self.expects = expects
         self._receive = receive
         #: Set when all of it has come.
         self.over = asyncio.Event()
@@ -109,7 +136,7 @@ class AsgiUpload(Upload):
 
 async def carry(exchange: Exchange, path: bytes, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer one request for `path`; raises `CutOff`."""
-    upload = AsgiUpload(receive)
+    upload = AsgiUpload(receive, expects=any(name == b"expect" for name, _ in scope["headers"]))
     try:
         exchange.admit()
         incoming = to_incoming(exchange, path, scope)
