@@ -11,9 +11,19 @@ from tests.benchmarks.binding import measure_binding
 from tests.benchmarks.load import Sample, find_wrk, measure
 from tests.benchmarks.naming import measure_naming
 from tests.benchmarks.profile import profile
-from tests.benchmarks.report import as_json, judge, judge_binding, judge_naming, tables, update_page, update_scale
+from tests.benchmarks.report import (
+    as_json,
+    judge,
+    judge_binding,
+    judge_naming,
+    tables,
+    update_page,
+    update_scale,
+    update_streams,
+)
 from tests.benchmarks.scale import measure_scale, scale_table
 from tests.benchmarks.stacks import CASES, ROOT, Failed, running
+from tests.benchmarks.streams import QUICK, Sizes, broken_bars, measure_streams, streams_as_json, streams_text
 
 WARM_UP = 1.0
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -30,6 +40,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--docs", action="store_true", help=f"update the results in {PAGE.relative_to(ROOT)}")
     parser.add_argument("--strict", action="store_true", help="exit 1 if a bar is missed")
     parser.add_argument("--scale", action="store_true", help="measure a gateway among 200 services instead")
+    parser.add_argument("--streams", action="store_true", help="measure bodies, events and WebSockets instead")
+    parser.add_argument("--quick", action="store_true", help="with --streams: little of everything, to try it out")
     parser.add_argument(
         "--profile", action="store_true", help="show where the time goes, by py-spy (natsweb, or --only)"
     )
@@ -47,6 +59,8 @@ async def main(given: argparse.Namespace) -> int:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     if given.scale:
         return await _scale(given)
+    if given.streams:
+        return await _streams(given)
     find_wrk()
     given.json.parent.mkdir(parents=True, exist_ok=True)
     if given.profile:
@@ -75,6 +89,23 @@ async def _scale(given: argparse.Namespace) -> int:
     if given.docs:
         update_scale(PAGE, text)
     return 1 if given.strict and not all(figure.holds for figure in figures) else 0
+
+
+async def _streams(given: argparse.Namespace) -> int:
+    """Measure streams, and nothing else."""
+    sizes = QUICK if given.quick else Sizes()
+    found = await measure_streams(sizes, lambda words: print(words, flush=True))
+    path = given.json.with_name("streams.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(streams_as_json(found, sizes))
+    text = streams_text(found, sizes)
+    print(f"\n{text}\n\nall measurements: {path}")
+    if given.docs:
+        update_streams(PAGE, text, sizes.rounds)
+    broken = broken_bars(found)
+    for words in broken:
+        print(f"missed: {words}", file=sys.stderr)
+    return 1 if given.strict and broken else 0
 
 
 async def collect(given: argparse.Namespace) -> list[Sample]:

@@ -33,6 +33,7 @@ __all__ = [
     "tables",
     "update_page",
     "update_scale",
+    "update_streams",
 ]
 
 _PACKAGES = ("natsweb", "nats-py", "pydantic", "fastapi", "starlette", "uvicorn", "uvloop", "httptools")
@@ -185,7 +186,7 @@ def machine() -> dict[str, str]:
         "cores": str(os.cpu_count()),
         "python": platform.python_version(),
         NATS_SERVER: said.stdout.rpartition("v")[2].strip(),
-        **{package: version(package) for package in _PACKAGES},
+        **{package: version(package) for package in (*_PACKAGES, "websockets")},
     }
 
 
@@ -211,6 +212,14 @@ def update_scale(page: Path, text: str) -> None:
     facts = machine()
     versions = ", ".join(f"{name} {facts[name]}" for name in (*_VERSIONS, "natsweb"))
     write_block(page, "scale", f"{_place(facts)}; {versions}.\n\n{text}")
+
+
+def update_streams(page: Path, text: str, rounds: int) -> None:
+    """Write machine, date and the tables of streams between markers of their own."""
+    facts = machine()
+    packages = ("natsweb", "fastapi", "starlette", "uvicorn", "uvloop", "httptools", "websockets")
+    versions = ", ".join(f"{name} {facts[name]}" for name in (*_VERSIONS, *packages))
+    write_block(page, "streams", f"{_place(facts)}, medians of {rounds} rounds.\n{versions}.\n\n{text}")
 
 
 def _place(facts: dict[str, str]) -> str:

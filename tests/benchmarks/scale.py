@@ -8,7 +8,6 @@ that starts among them. Both get the same requests: one to each service as soon 
 import asyncio
 import contextlib
 import json
-import resource
 import tempfile
 import time
 import urllib.error
@@ -22,6 +21,7 @@ from natsweb.embedded import embedded_server
 from natsweb.micro import ANNOUNCE, INFO, Announcement, Info, State, parse_info
 from natsweb.natsbus import NatsBus, connect
 from natsweb.settings import Nats
+from tests.benchmarks.proc import cpu_seconds, memory
 from tests.benchmarks.report import table
 from tests.benchmarks.stacks import APPS, ROOT, Failed, clean_environment, process, tail
 
@@ -65,7 +65,7 @@ async def measure_scale(say: Callable[[str], None]) -> list[Figure]:
             alone = gateway.seconds
             await _statuses(gateway)
             await asyncio.sleep(_SETTLED)
-            empty = _memory(gateway.pid)
+            empty = memory(gateway.pid)
         say(f"a gateway on an empty bus: ready after {alone:.2f} s, {empty:.1f} MiB")
         started = time.perf_counter()
         await _start_services(stack, url, folder)
@@ -81,12 +81,12 @@ async def measure_scale(say: Callable[[str], None]) -> list[Figure]:
                     f"{len(missing)} of {_SERVICES} services are not in the catalogue of a gateway at its start"
                 )
             await asyncio.sleep(_SETTLED)
-            full = _memory(gateway.pid)
+            full = memory(gateway.pid)
             say(f"a gateway among them: ready after {gateway.seconds:.2f} s, {full:.1f} MiB")
             [info] = [info for payload in await survey(bus, INFO, "s0") if (info := parse_info(payload)) is not None]
             changing = await _announce(bus, gateway.pid, info, ("starting", "up"))
             same = await _announce(bus, gateway.pid, info, ("up", "up"))
-            after = _memory(gateway.pid)
+            after = memory(gateway.pid)
     return [
         Figure("a gateway starts, until its catalogue is complete", gateway.seconds, "s", 2.0),
         Figure("of that: asking, until nothing has come for 0.1 s", asked, "s"),
@@ -190,22 +190,11 @@ async def _announce(bus: NatsBus, pid: int, info: Info, states: tuple[State, Sta
     inbox = bus.new_inbox()
     subscription = await bus.subscribe(inbox, lambda _: noted.release())
     await bus.flush()
-    before = _cpu(pid)
+    before = cpu_seconds(pid)
     for number in range(_ANNOUNCEMENTS):
         bus.publish(ANNOUNCE, said[number % 2], reply=inbox)
         async with asyncio.timeout(5):
             await noted.acquire()
-    spent = _cpu(pid) - before
+    spent = cpu_seconds(pid) - before
     subscription.stop()
     return spent * 1000 / _ANNOUNCEMENTS
-
-
-def _cpu(pid: int) -> float:
-    """Return the seconds that the threads of a process have been on a core; see proc(5), schedstat."""
-    threads = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int(Path(thread, "schedstat").read_text().split()[0]) for thread in threads) / 1e9
-
-
-def _memory(pid: int) -> float:
-    """Return the resident memory of a process in MiB; see proc_pid_statm(5)."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize() / 2**20

@@ -32,6 +32,7 @@ __all__ = [
     "clean_environment",
     "process",
     "running",
+    "running_case",
     "tail",
 ]
 
@@ -104,8 +105,15 @@ CASES = {
 
 @contextlib.asynccontextmanager
 async def running(name: str) -> AsyncIterator[Stack]:
-    """Run the processes of a case while the context lasts; it answers correctly when the context begins."""
-    case, port, pids = CASES[name], _free_port(), dict[str, int]()
+    """Run the processes of one of `CASES` while the context lasts; it answers correctly when the context begins."""
+    async with running_case(name, CASES[name], PATH, ANSWER) as stack:
+        yield stack
+
+
+@contextlib.asynccontextmanager
+async def running_case(name: str, case: Case, path: str, right: bytes) -> AsyncIterator[Stack]:
+    """Run the processes of a case; when the context begins, a GET of `path` has got the right answer."""
+    port, pids = _free_port(), dict[str, int]()
     environment = clean_environment()
     environment["PYTHONPATH"] = os.pathsep.join([str(APPS), str(ORDERS), str(ROOT)])
     async with contextlib.AsyncExitStack() as stack:
@@ -120,8 +128,8 @@ async def running(name: str) -> AsyncIterator[Stack]:
             log = folder / f"{part}.log"
             started[log] = await stack.enter_async_context(process(command, environment, log))
             pids[part] = started[log].pid
-        url = f"http://127.0.0.1:{port}{PATH}"
-        await _ready(name, url, started)
+        url = f"http://127.0.0.1:{port}{path}"
+        await _ready(name, url, right, started)
         yield Stack(name, url, pids)
 
 
@@ -176,12 +184,12 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         await process.wait()
 
 
-async def _ready(name: str, url: str, started: dict[Path, asyncio.subprocess.Process]) -> None:
+async def _ready(name: str, url: str, right: bytes, started: dict[Path, asyncio.subprocess.Process]) -> None:
     """Wait until the case gives the one right answer."""
     loop = asyncio.get_running_loop()
     give_up = loop.time() + _READY_TIMEOUT
     answer = b""
-    while answer != ANSWER:
+    while answer != right:
         for log, process in started.items():
             if process.returncode is not None:
                 raise Failed(f"{name}: the {log.stem} has ended:\n{tail(log)}")
