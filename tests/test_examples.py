@@ -4,17 +4,18 @@ import asyncio
 import contextlib
 import importlib.util
 import json
+import re
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import httpx2
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
-from natsweb import Gateway, Request, Response, serve
+from natsweb import Gateway, Request, Response, Rules, serve
 from natsweb.front import Front
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -204,15 +205,21 @@ async def test_the_chat_has_rooms(serve):
 
 @contextlib.asynccontextmanager
 async def fronted(nats_url: str, root: str) -> AsyncIterator[httpx2.AsyncClient]:
+    """Give a client of a gateway below a root."""
+    async with Gateway(root, nats=nats_url) as gateway, front_of(gateway) as client:
+        yield client
+
+
+@contextlib.asynccontextmanager
+async def front_of(gateway: Gateway) -> AsyncIterator[httpx2.AsyncClient]:
     """Give a client of a gateway."""
-    async with Gateway(root, nats=nats_url) as gateway:
-        front = Front(gateway, port=0, grace=1.0)
-        await front.start()
-        try:
-            async with httpx2.AsyncClient(base_url=front.url, trust_env=False) as client:
-                yield client
-        finally:
-            await front.stop()
+    front = Front(gateway, port=0, grace=1.0)
+    await front.start()
+    try:
+        async with httpx2.AsyncClient(base_url=front.url, trust_env=False) as client:
+            yield client
+    finally:
+        await front.stop()
 
 
 async def test_a_part_of_the_old_shop_moves(nats_url: str):
@@ -232,3 +239,69 @@ async def test_a_part_of_the_old_shop_moves(nats_url: str):
             assert (await client.delete("/orders/8")).status_code == 204
             assert (await client.get("/items/2")).json()["name"] == "cup"
         assert await by() == "the old shop"
+
+
+# ── simple, multiple, wrapped, staging ──
+
+
+def said_by(name: str) -> list[tuple[str, str]]:
+    """Return the lines of a README that are typed, each with what is printed below it."""
+    text = (EXAMPLES / name / "README.md").read_text()
+    blocks = re.findall(r"^```console\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [(typed, printed) for typed, printed in re.findall(r"^\$ (.*)\n((?:[^$\n].*\n)*)", "".join(blocks), re.M)]
+
+
+async def asked(client: httpx2.AsyncClient, name: str) -> None:
+    """Ask what a README asks with curl, and compare the answers."""
+    curls = [(typed, printed) for typed, printed in said_by(name) if typed.startswith("curl ")]
+    assert curls
+    for typed, printed in curls:
+        target = re.match(r"curl localhost:8000(\S*)", typed)
+        headers = dict(one.split(": ") for one in re.findall(r"-H '([^']+)'", typed))
+        assert target is not None
+        assert (await client.get(target[1] or "/", headers=headers)).text == printed.rstrip("\n")
+
+
+async def test_the_simple_one(capsys: pytest.CaptureFixture[str]):
+    """Service, gateway and client in one process: it prints what its README says."""
+    await load("simple/app.py").main()
+    assert [(typed, capsys.readouterr().out) for typed, _ in said_by("simple")] == said_by("simple")
+
+
+async def test_two_services_under_one_gateway(nats_url: str):
+    """Each sees the path below its own root; what neither has is a 404."""
+    module = load("multiple/app.py")
+    async with (
+        serve(module.foo, nats=nats_url, root="api.foo"),
+        serve(module.bar, nats=nats_url, root="api.bar"),
+        fronted(nats_url, "api") as client,
+    ):
+        await asked(client, "multiple")
+        assert (await client.get("/baz")).status_code == 404
+
+
+async def test_an_application_that_is_wrapped(nats_url: str):
+    """It answers below its mount, and its own URLs lead there."""
+    app = load("wrapped/app.py").app
+    async with serve(app, nats=nats_url, root="wrapped", mount="/sample"), fronted(nats_url, "wrapped") as client:
+        await asked(client, "wrapped")
+        assert (await client.get("/ping")).status_code == 404
+
+
+async def test_two_worlds_behind_one_gateway(nats_url: str, monkeypatch: pytest.MonkeyPatch):
+    """The host says which one; the path of the inner root leads nowhere."""
+    live, trial = load("staging/app.py"), load("staging/app.py")
+    monkeypatch.setattr(trial, "os", SimpleNamespace(environ={"PRICE": "375"}))
+    async with (
+        serve(live.svc, nats=nats_url, root="worlds"),
+        serve(trial.svc, nats=nats_url, root="worlds.staging"),
+        Gateway(
+            "worlds",
+            nats=nats_url,
+            roots={"staging.localhost": "worlds.staging"},
+            rules=Rules(exclude=["/staging"]),
+        ) as gateway,
+        front_of(gateway) as client,
+    ):
+        await asked(client, "staging")
+        assert (await client.get("/staging/prices/tea")).json()["reason"] == "no_service"
