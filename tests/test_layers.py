@@ -25,7 +25,7 @@ FLOORS = [
     ["lifetimes", "recipes", "pipes"],
     ["dependencies", "feeds", "jobs", "flights"],
     ["routers", "lifespans", "exchange"],
-    ["openapi", "routes", "mounts"],
+    ["openapi", "routes", "mounts", "uploads"],
     ["dispatch"],
     ["service", "natsbus", "embedded"],
     ["discovery"],

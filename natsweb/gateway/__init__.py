@@ -15,7 +15,7 @@ from natsweb.discovery import Directory
 from natsweb.errors import HTTPError, Mistake, NatsRefused, NatsUnreachable
 from natsweb.exchange import Exchange
 from natsweb.flights import nats_down
-from natsweb.gateway.filters import Filters, OnGatewayError, echo, forward
+from natsweb.gateway.filters import Filters, OnGatewayError, echo
 from natsweb.gateway.http import AsgiUpload, CutOff, carry, refuse, send_response
 from natsweb.gateway.scopes import Receive, Scope, Send, bare_host, host_of, path_below_mount, to_incoming
 from natsweb.gateway.seen import carry_seen, to_request
@@ -30,6 +30,7 @@ from natsweb.rules import Rules
 from natsweb.settings import Limits, Nats, find_nats
 from natsweb.streams import MAX_MESSAGE
 from natsweb.subjects import REPLY_PREFIXES
+from natsweb.uploads import forward
 
 __all__ = ["CutOff", "Gateway", "bare_host", "echo"]
 

@@ -5,23 +5,18 @@ change the request and its path before, answer itself, and change the response; 
 the error hook. Knows requests and the exchange; it knows no ASGI.
 """
 
-import asyncio
 import inspect
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias
 
 from natsweb.annotations import line_of, name_of
-from natsweb.errors import DeclarationError, Disconnected, HTTPError
-from natsweb.exchange import Exchange, streamed
-from natsweb.flights import Incoming, Opened
-from natsweb.gateway.http import Upload, first_part, launch
-from natsweb.lifetimes import close_after
-from natsweb.messages import Request, Response, Socket
+from natsweb.errors import DeclarationError, HTTPError
+from natsweb.messages import Request, Response
 from natsweb.middleware import Handler, Middleware, check_middleware, pass_through
 from natsweb.replies import problem
 
-__all__ = ["Filters", "OnGatewayError", "RequestUpload", "UploadChannel", "echo", "forward"]
+__all__ = ["Filters", "OnGatewayError", "echo"]
 
 logger = logging.getLogger("natsweb.gateway")
 
@@ -33,85 +28,6 @@ async def echo(request: Request) -> Response:
     """Answer a request with its own body and content type: an exchange for tests, without NATS."""
     kind = request.headers.get("content-type", "application/octet-stream") or ""
     return Response(body=await request.read(), headers={"content-type": kind})
-
-
-class UploadChannel:
-    """What stands behind a request at the gateway: the rest of its body."""
-
-    finishes = False
-    socket: Socket | None = None
-
-    def __init__(self, upload: Upload) -> None:
-        self._upload = upload
-
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """Give the body as it comes, once; raises `Disconnected` if the client leaves."""
-        while self._upload.more:
-            chunk = await self._upload.next()
-            if self._upload.gone:
-                raise Disconnected("the client has left")
-            if chunk:
-                yield chunk
-
-    def extend(self, seconds: float) -> None:
-        """Do nothing: the time of a request is the exchange's."""
-
-
-class RequestUpload(Upload):
-    """The body of a request that filters have seen, on its way on."""
-
-    def __init__(self, request: Request) -> None:
-        super().__init__()
-        self._chunks = request.stream()
-
-    async def next(self) -> bytes:
-        """Return the next piece: see `Upload`."""
-        try:
-            return await anext(self._chunks)
-        except StopAsyncIteration:
-            self.more = False
-            return b""
-
-
-async def forward(exchange: Exchange, request: Request, path: bytes) -> Response:
-    """Return the response of the services to a request for `path`; raises what goes wrong on the way."""
-    exchange.admit()
-    incoming = Incoming(
-        request.method,
-        path,
-        request.query.encode("latin-1"),
-        exchange.encode_fields(request.headers.fields),
-        request.client,
-        request.scheme,
-    )
-    upload = RequestUpload(request)
-    said = request.headers.get("content-length") or ""
-    length = len(request.body) if not request.more else int(said) if said.isdigit() else None
-    body = await first_part(exchange, incoming, upload, length)
-    outcome, sending = await launch(exchange, incoming, body, upload)
-    if isinstance(outcome, Opened):
-        response = streamed(outcome)
-        assert response.pieces is not None
-        close_after(response.pieces, _Listening(sending))
-        return response
-    sending.cancel()
-    if isinstance(outcome, HTTPError):
-        raise outcome
-    return (
-        problem(Disconnected("the client has left"))
-        if outcome is None
-        else exchange.to_response(outcome, request.method)
-    )
-
-
-class _Listening:
-    """What goes on listening to a client while an answer streams."""
-
-    def __init__(self, task: "asyncio.Future[None]") -> None:
-        self._task = task
-
-    async def close(self) -> None:
-        self._task.cancel()
 
 
 class Filters:

@@ -6,103 +6,21 @@ connection without an end that looks like one. Knows ASGI and the exchange.
 """
 
 import asyncio
-from typing import Any
 
 from natsweb.errors import HTTPError
 from natsweb.exchange import Exchange, bytes_of
-from natsweb.flights import Flight, Incoming, Opened, Outcome
+from natsweb.flights import Opened
 from natsweb.gateway.scopes import Receive, Scope, Send, has_body, length_of, to_incoming
 from natsweb.headers import Headers
 from natsweb.messages import Response
-from natsweb.pipes import Stream
 from natsweb.replies import problem
-from natsweb.streams import CHUNK
+from natsweb.uploads import Upload, first_part, launch
 
-__all__ = ["AsgiUpload", "CutOff", "Upload", "carry", "first_part", "launch", "refuse", "send_response"]
+__all__ = ["AsgiUpload", "CutOff", "carry", "refuse", "send_response"]
 
 
 class CutOff(Exception):
     """An answer that has begun cannot be finished: the connection has to be closed."""
-
-
-class Upload:
-    """The body of one request on its way in.
-
-    `more` tells whether there is more to come, `rest` is what has come and does not go with the first message, `gone`
-    tells that whoever sends it has left.
-    """
-
-    def __init__(self) -> None:
-        self.rest = b""
-        self.more = True
-        self.gone = False
-        self.expects = False
-
-    async def next(self) -> bytes:
-        """Return the next piece, and find out whether there are others."""
-        raise NotImplementedError
-
-    async def left(self) -> None:
-        """Wait until whoever sends it has left, when all of it has come."""
-        await asyncio.get_running_loop().create_future()
-
-    async def read_ahead(self, limit: int, *, enough: int) -> bytes:
-        """Return the body if it has at most `limit` bytes; else what has come of it, once that is `enough`."""
-        chunks: list[bytes] = []
-        size = 0
-        while self.more and size <= limit and size < enough:
-            chunk = await self.next()
-            size += len(chunk)
-            chunks.append(chunk)
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-    async def send_rest(self, flight: Flight, timeout: float) -> None:
-        """Send what does not go with the first message, as the service takes it; then wait until the client leaves."""
-        if self.rest or self.more:
-            try:
-                await self._pass_on(flight, timeout)
-            except HTTPError:
-                pass  # the answer says why, or is there already
-        if not self.gone:
-            await self.left()
-
-    async def _pass_on(self, flight: Flight, timeout: float) -> None:
-        stream, ahead = await self._until_wanted(flight)
-        if stream is None:
-            if ahead is not None:
-                ahead.cancel()
-            return
-        rest, self.rest = self.rest, b""
-        await stream.write(rest)
-        while self.more or ahead is not None:
-            chunk = await (ahead or self.next())
-            ahead = None
-            if self.gone:
-                return
-            flight.go_on(timeout)  # the time of an answer begins when the question has been heard
-            await stream.write(chunk)
-        stream.end()
-
-    async def _until_wanted(self, flight: Flight) -> tuple[Stream | None, "asyncio.Future[bytes] | None"]:
-        """Return where the body goes once somebody wants it, and what is read ahead meanwhile.
-
-        Only who reads hears that the client leaves; nothing is read of one who waits for 100 Continue.
-        """
-        if self.expects or not self.more:
-            return await flight.pinned(), None
-        ahead = asyncio.ensure_future(self.next())
-        pinning = asyncio.ensure_future(flight.pinned())
-        try:
-            waiting: list[asyncio.Future[Any]] = [ahead, pinning]
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            if self.gone:
-                return None, None
-            return await pinning, ahead
-        except BaseException:
-            ahead.cancel()
-            raise
-        finally:
-            pinning.cancel()
 
 
 class AsgiUpload(Upload):
@@ -168,67 +86,6 @@ async def refuse(error: HTTPError, upload: Upload, scope: Scope, send: Send) -> 
     if upload.more and has_body(scope):
         response = response.with_headers({"connection": "close"})
     await send_response(response, scope["method"], send)
-
-
-async def first_part(exchange: Exchange, incoming: Incoming, upload: Upload, length: int | None) -> bytes:
-    """Return what goes with the first message: all of the body, if that fits; raises all that `prepare` raises."""
-    try:
-        exchange.prepare(incoming)
-    except HTTPError:
-        if length is not None and length <= CHUNK:
-            await upload.read_ahead(CHUNK, enough=CHUNK)  # so that the connection can stay
-        raise
-    limit = exchange.max_body - len(incoming.fields)
-    streams = exchange.may_stream(incoming)
-    if not streams and (length or 0) > limit:
-        raise exchange.too_large()
-    enough = limit + 1
-    if streams and (length or 0) > limit:
-        enough = 0  # it will not fit, and nothing of it is read before the service wants it
-    elif streams and length is None and exchange.wants_stream(incoming):
-        enough = 1  # it has to be seen as it comes
-    body = await upload.read_ahead(limit, enough=enough)
-    if len(body) <= limit and not upload.more:
-        return body
-    if not streams:
-        raise exchange.too_large()
-    incoming.more = True
-    incoming.head = None
-    if length is not None:
-        incoming.fields = b"content-length: %d\r\n%b" % (length, incoming.fields)
-    first = min(CHUNK, max(limit, 0))
-    body, upload.rest = body[:first], body[first:]
-    return body
-
-
-async def launch(
-    exchange: Exchange, incoming: Incoming, body: bytes, upload: Upload
-) -> tuple[Outcome | None, "asyncio.Future[None]"]:
-    """Return what becomes of a request, None if its client leaves first, and what goes on listening to the client.
-
-    Whoever gets that cancels it at the end; when it ends, a stream is dropped. An `HTTPError` is an outcome as well.
-    """
-    landed: asyncio.Future[Any] = exchange.loop.create_future()
-    try:
-        flight = exchange.launch(incoming, body, landed.set_result)
-    except HTTPError as error:
-        return error, asyncio.ensure_future(upload.left())
-    sending = asyncio.ensure_future(upload.send_rest(flight, incoming.timeout))
-    try:
-        await asyncio.wait([landed, sending], return_when=asyncio.FIRST_COMPLETED)
-        if not landed.done() and not upload.gone and sending.exception() is not None:
-            await landed  # the server has no events any more; the answer may still be wanted
-    except BaseException:
-        flight.drop()
-        sending.cancel()
-        raise
-    if not landed.done():
-        flight.drop()
-        return None, sending
-    outcome = landed.result()
-    if isinstance(outcome, Opened):
-        sending.add_done_callback(lambda _: flight.drop())
-    return outcome, sending
 
 
 async def _send_stream(opened: Opened, method: str, sending: "asyncio.Future[None]", send: Send) -> None:

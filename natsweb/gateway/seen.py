@@ -10,13 +10,14 @@ from typing import Any
 
 from natsweb.errors import HTTPError
 from natsweb.exchange import address
-from natsweb.gateway.filters import Filters, UploadChannel
+from natsweb.gateway.filters import Filters
 from natsweb.gateway.http import AsgiUpload, refuse, send_response
 from natsweb.gateway.scopes import Receive, Scope, Send, has_body, length_of, path_below_mount
 from natsweb.headers import Headers
 from natsweb.messages import Call, Request, quote_query
 from natsweb.middleware import Handler
 from natsweb.subjects import path_tokens
+from natsweb.uploads import UploadChannel
 from natsweb.wire import encode_fields
 
 __all__ = ["carry_seen", "to_request"]
