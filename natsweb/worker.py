@@ -1,6 +1,7 @@
 """A service on the bus: subscribes its patterns, runs its handler for every request, answers each exactly once.
 
-One task per request, at most `concurrency` of them; beyond that the answer is a busy 503 at once. The deadline
+One task per request, at most `concurrency` of them. A rush beyond that waits a moment; where more come than are worked
+off, the answer is a busy 503, soon. The deadline
 comes with the request: when it is up the caller gets a 504 and the handler is cancelled, whatever it does then.
 What is left to do after the reply, cleanup and background work, counts as part of the request. Answers go to inbox
 subjects only. The mirror image of the gateway; it knows no HTTP server.
@@ -12,6 +13,7 @@ import logging
 import math
 import sys
 import time
+from collections import deque
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
@@ -31,9 +33,13 @@ logger = logging.getLogger("natsweb.worker")
 
 _CLOCK_SKEW = 5.0
 _ACCEPT_AFTER = 45_000_000  # nanoseconds
-_ACCEPT_PAUSE = 0.025
+_PAUSE = 0.025
 _LARGE = 16 * 1024
 _KNOWN = 512
+# How long a request waits for its turn, in nanoseconds: long in a rush, which is over soon, and hardly at all once
+# others have waited for that long; another instance may have time. After B. Maurer, Fail at Scale, ACM Queue 13(8).
+_RUSH, _STANDING = 500_000_000, 25_000_000
+_BACKLOG_BYTES = 64 * 1024 * 1024
 
 
 class App(Protocol):
@@ -55,8 +61,8 @@ class App(Protocol):
 class Worker:
     """Serves `app` on `bus` below `root` (default: the app's own).
 
-    `concurrency` bounds the requests under way, `max_streams` those whose answer streams and the open WebSockets,
-    `timeout` is for requests that say none (seconds),
+    `concurrency` bounds the requests under way, `backlog` those that wait for their turn, `max_streams` those whose
+    answer streams and the open WebSockets, `timeout` is for requests that say none (seconds),
     `reply_prefixes` are the subjects that answers may go to, `wire` is the format of
     gateways of the origin's kind.
     """
@@ -69,6 +75,7 @@ class Worker:
         root: str | None = None,
         concurrency: int = 100,
         max_streams: int = 10_000,
+        backlog: int = 4096,
         timeout: float = 10.0,
         reply_prefixes: tuple[str, ...] = REPLY_PREFIXES,
         wire: ProxyWire | None = None,
@@ -84,6 +91,11 @@ class Worker:
         self._paths: dict[str, list[str]] = {}  # tokens by subject, of the last few
         self._waiting: set[Job] = set()
         self._streaming: set[Job] = set()
+        self._backlog: deque[Job] = deque()
+        self._backlog_limit = backlog
+        self._backlog_bytes = 0
+        self._queued_since = 0  # when the backlog was empty last, if it is not now
+        self._filling = False
         self._subscriptions: list[Subscription] = []
         self._deadlines = Deadlines(lambda: self._waiting, self._time_up)
         self._sweeper: asyncio.TimerHandle | None = None
@@ -114,11 +126,13 @@ class Worker:
         self._stopping = True
         for job in [*self._waiting, *self._streaming]:
             self._end_stream(job)
-        if self._waiting or self._streaming:
+        if self._waiting or self._streaming or self._backlog:
             self._idle = asyncio.Event()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace):
                     await self._idle.wait()
+        while self._backlog:
+            self._refuse(self._next(), Stopping("the service stopped before it had come to this request"))
         left = [*self._waiting, *self._streaming]
         for job in left:
             job.answer(problem(Stopping("the service stopped before the handler had finished")))
@@ -166,25 +180,74 @@ class Worker:
             logger.debug("dropped a request that sat in a stalled pipe for longer than its time")
             return
         job = Job(self, call, reply)
-        if len(self._waiting) >= self._concurrency or len(self._streaming) >= self._max_streams:
-            job.answer(problem(Overloaded("the service has as many requests as it takes"), executed=False))
-            return
-        call.channel = job
         job.timeout = timeout
         job.due = self._deadlines.start(timeout)
+        if self._backlog or len(self._waiting) >= self._concurrency or len(self._streaming) >= self._max_streams:
+            self._queue(job)
+        else:
+            self._start(job)
+
+    def _start(self, job: Job) -> None:
+        call = job.call
+        call.channel = job
         self._waiting.add(job)
         if self._sweeper is None:
-            self._sweeper = self._loop.call_later(_ACCEPT_PAUSE, self._sweep)
-        if call.more or call.upgrade:
-            self._begin(job)
-        job.task = _new_task(self._run(job), self._loop)
-
-    def _begin(self, job: Job) -> None:
-        """Make ready for the rest of a body, or for a WebSocket."""
-        if job.caller and (job.window > 1 or not job.call.upgrade):
-            job.begin()
+            self._sweeper = self._loop.call_later(_PAUSE, self._sweep)
+        if (call.more or call.upgrade) and not self._begin(job):
+            self._forget(job)
         else:
-            job.answer(problem(BadRequest("a stream needs a caller that takes one (Nw-Accept)")))
+            job.task = _new_task(self._run(job), self._loop)
+
+    def _begin(self, job: Job) -> bool:
+        """Make ready for the rest of a body, or for a WebSocket; False if that cannot be, and is answered."""
+        try:
+            if not job.caller or (job.window <= 1 and job.call.upgrade):
+                raise BadRequest("a stream needs a caller that takes one (Nw-Accept)")
+            job.begin()
+        except HTTPError as error:
+            job.answer(problem(error))
+        except Exception:
+            logger.exception("a request of %s could not begin", self._app.name)
+            job.answer(problem(HandlerFailed("the service failed; its log says why")))
+        else:
+            return True
+        return False
+
+    # ── a rush ──
+
+    def _queue(self, job: Job) -> None:
+        """Have a request wait for its turn, or refuse it at once."""
+        size = len(job.call.body)
+        full = len(self._backlog) >= self._backlog_limit or self._backlog_bytes + size > _BACKLOG_BYTES
+        if full or len(self._streaming) >= self._max_streams:
+            self._refuse(job, Overloaded("the service has as many requests as it takes"))
+            return
+        if not self._backlog:
+            self._queued_since = job.started
+        self._backlog.append(job)
+        self._backlog_bytes += size
+
+    def _next(self) -> Job:
+        """Take the first out of the backlog."""
+        job = self._backlog.popleft()
+        self._backlog_bytes -= len(job.call.body)
+        return job
+
+    def _fill(self) -> None:
+        """Start what waits, as far as there is room."""
+        self._filling = False
+        while self._backlog and len(self._waiting) < self._concurrency:
+            self._start(self._next())
+
+    def _refuse_late(self) -> None:
+        """Refuse what has waited for too long."""
+        now = time.perf_counter_ns()
+        patience = _STANDING if now - self._queued_since > _RUSH else _RUSH
+        while self._backlog and now - self._backlog[0].started > min(patience, self._backlog[0].timeout * 1e9):
+            self._refuse(self._next(), Overloaded("the service has more requests than it can work off"))
+
+    def _refuse(self, job: Job, error: HTTPError) -> None:
+        job.answer(problem(error, executed=False))
 
     def _find_path(self, subject: str) -> list[str]:
         """Return the tokens of a subject that was not asked for lately; raises `BadPath`."""
@@ -219,11 +282,22 @@ class Worker:
         finally:
             if job.call.counter is not None:  # its route was found when it had been answered already
                 job.call.counter.abandon()
-            self._waiting.discard(job)
-            self._streaming.discard(job)
-            job.let_go()
-            if self._idle is not None and not self._waiting and not self._streaming:
-                self._idle.set()
+            self._forget(job)
+
+    def _forget(self, job: Job) -> None:
+        """Let go of a request that is over, and use its place."""
+        self._waiting.discard(job)
+        self._streaming.discard(job)
+        job.let_go()
+        if self._backlog:
+            self._make_room()
+        elif self._idle is not None and not self._waiting and not self._streaming:
+            self._idle.set()
+
+    def _make_room(self) -> None:
+        if not self._filling:
+            self._filling = True
+            self._loop.call_soon(self._fill)
 
     def _time_up(self, job: Job) -> None:
         job.answer(problem(TimeUp(f"the handler did not answer within {job.timeout:g} s")))
@@ -237,6 +311,8 @@ class Worker:
         if job in self._waiting:
             self._waiting.discard(job)
             self._streaming.add(job)
+            if self._backlog:
+                self._make_room()
         if self._stopping:
             self._end_stream(job)
 
@@ -251,14 +327,20 @@ class Worker:
 
     def _sweep(self) -> None:
         """Accept what has not been answered at once: its caller knows then whom to tell that nobody waits any more."""
+        self._sweeper = None
         before = time.perf_counter_ns() - _ACCEPT_AFTER
-        for job in self._waiting:
+        for job in tuple(self._waiting):
             if job.started <= before:
                 try:
                     job.accept()
                 except HTTPError as error:
                     logger.debug("no accept was sent: %s", error.detail)
-        self._sweeper = self._loop.call_later(_ACCEPT_PAUSE, self._sweep) if self._waiting else None
+                except Exception:
+                    logger.exception("no accept was sent for %r", job)
+        if self._backlog:
+            self._refuse_late()
+        if self._waiting or self._backlog:
+            self._sweeper = self._loop.call_later(_PAUSE, self._sweep)
 
 
 if sys.version_info >= (3, 12):

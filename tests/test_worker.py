@@ -316,24 +316,89 @@ async def test_requests_run_at_once(bus, inbox):
         assert {(await inbox.get()).body for _ in range(50)} == {b"%d" % number for number in range(50)}
 
 
+async def overloaded(inbox):
+    """Take the next answer: a busy 503 that may be sent elsewhere."""
+    message = await inbox.queue.get()
+    response = decode_response(message.header, message.payload)
+    assert (response.status, response.parse_json()["reason"]) == (503, "overloaded")
+    assert may_retry(message.header)
+    assert response.headers["retry-after"] == "1"
+
+
 async def test_beyond_its_bound_a_worker_is_busy_at_once(bus, inbox):
-    """The answer is a 503 with Nw-Retry, while the others still run; a place that is free again is used."""
+    """Without a backlog, the answer is a 503 with Nw-Retry, while the others still run; a free place is used."""
     gate = Gate()
-    async with working(bus, gate, concurrency=3):
+    async with working(bus, gate, concurrency=3, backlog=0):
         for _ in range(3):
             inbox.send("api.x")
             await gate.arrived.get()
         inbox.send("api.x")
-        message = await inbox.queue.get()
-        response = decode_response(message.header, message.payload)
-        assert (response.status, response.parse_json()["reason"]) == (503, "overloaded")
-        assert may_retry(message.header)
-        assert response.headers["retry-after"] == "1"
+        await overloaded(inbox)
         gate.open.set()
         for _ in range(3):
             assert (await inbox.get()).status == 200
         inbox.send("api.x")
         assert (await inbox.get()).status == 200
+
+
+async def test_a_rush_waits_for_its_turn(bus, inbox):
+    """A thousand requests at once, for three places: all are answered, in the order that they came in."""
+    most = running = 0
+
+    async def handle(call):
+        nonlocal most, running
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+        return Response(body=call.body)
+
+    async with working(bus, handle, concurrency=3):
+        for number in range(1000):
+            inbox.send("api.x", b"%d" % number)
+        assert [int((await inbox.get()).body) for _ in range(1000)] == list(range(1000))
+    assert most == 3
+
+
+async def test_a_request_does_not_wait_long_for_its_turn(bus, inbox):
+    """It is refused after half a second; those behind it, soon: another instance may have time."""
+    gate = Gate()
+    async with working(bus, gate, concurrency=1):
+        for _ in range(3):
+            inbox.send("api.x")
+        await gate.arrived.get()
+        began = time.perf_counter()
+        await overloaded(inbox)
+        await overloaded(inbox)
+        assert time.perf_counter() - began > 0.3
+        gate.open.set()
+        assert (await inbox.get()).status == 200
+
+
+async def test_a_backlog_is_bounded(bus, inbox):
+    """What does not fit is refused at once; what waits is answered when there is room."""
+    gate = Gate()
+    async with working(bus, gate, concurrency=1, backlog=2):
+        for number in range(4):
+            inbox.send("api.x", b"%d" % number)
+        await overloaded(inbox)
+        gate.open.set()
+        assert [(await inbox.get()).body for _ in range(3)] == [b"0", b"1", b"2"]
+
+
+@pytest.mark.parametrize("grace", [5.0, 0.05])
+async def test_a_worker_that_stops_with_a_backlog(bus, inbox, grace):
+    """It comes to all that waits, or refuses it when its time is up."""
+    gate = Gate()
+    async with working(bus, gate, concurrency=1) as worker:
+        for _ in range(3):
+            inbox.send("api.x")
+        await gate.arrived.get()
+        stopping = asyncio.create_task(worker.stop(grace))
+        if grace > 1:
+            gate.open.set()
+        assert await stopping is (grace > 1)
+        assert [(await inbox.get()).status for _ in range(3)] == [200 if grace > 1 else 503] * 3
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,10 @@ def command(
         str | None, typer.Option("--queue", metavar="NAME", help="Queue group, instead of the service's own.")
     ] = None,
     concurrency: Annotated[
-        int, typer.Option("--concurrency", min=1, help="Requests under way at once, per service; more are refused.")
+        int,
+        typer.Option(
+            "--concurrency", min=1, help="Requests under way at once, per service; a rush waits for its turn."
+        ),
     ] = 100,
     max_streams: Annotated[
         int,
