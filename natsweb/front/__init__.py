@@ -192,8 +192,8 @@ class Front:
                 connection.cut()
             cut = self._gateway.cut()
             await asyncio.sleep(0.05)  # the answers that say so are on their way
-            for connection in self._connections():
-                connection.transport.abort()
+            for one in [*self._server.server_state.connections]:
+                one.transport.abort()  # also of a socket whose client reads nothing
             await task
         self._task = None
         if self._sweeper is not None:

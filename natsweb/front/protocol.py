@@ -27,7 +27,7 @@ from natsweb.errors import BadRequest, HeadersTooLarge, HTTPError, MethodNotAllo
 from natsweb.exchange import FORWARDED_METHODS, Exchange, address
 from natsweb.flights import Flight, Incoming, Opened
 from natsweb.front.streaming import StreamedAnswer
-from natsweb.front.strict import Head, check_head, plain_line, split_target
+from natsweb.front.strict import Head, check_handshake, check_head, is_handshake, plain_line, split_target
 from natsweb.gateway import CutOff, bare_host
 from natsweb.headers import Headers
 from natsweb.pipes import Reader
@@ -102,11 +102,6 @@ def _reset(transport: asyncio.Transport) -> None:
     with contextlib.suppress(OSError, AttributeError):
         found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
-
-
-def _is_handshake(method: str, head: Head, headers: list[tuple[bytes, bytes]]) -> bool:
-    """Tell whether a request opens a WebSocket (RFC 6455 section 4.1), and does not only mention one."""
-    return method == "GET" and head.upgrade == b"websocket" and any(name == b"sec-websocket-key" for name, _ in headers)
 
 
 class _OldCycle(RequestResponseCycle):
@@ -453,13 +448,14 @@ class Connection(HttpToolsProtocol):
         if method == "CONNECT":
             raise MethodNotAllowed("a gateway does not forward CONNECT", allow=FORWARDED_METHODS)
         self._replay = parser.should_upgrade()
-        if self._replay and _is_handshake(method, head, headers):
+        if self._replay and is_handshake(method, head, headers):
             if self.ws_protocol_class is None:
                 raise HTTPError(
                     501,
                     'this gateway takes no WebSockets; its host needs pip install "natsweb[ws]"',
                     reason="no_websockets",
                 )
+            check_handshake(self.url, headers)
             self._path, self._query, _ = split_target(method, self.url)
             self._handover = self._running is None and not self._queue
             return

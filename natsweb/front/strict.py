@@ -7,12 +7,14 @@ Content-Length with Transfer-Encoding. What it lets through is refused here, eac
 import re
 from typing import NamedTuple
 
-from natsweb.errors import BadRequest, HTTPError
+from natsweb.errors import BadRequest, HeadersTooLarge, HTTPError, SubjectTooLong
 from natsweb.exchange import FORWARDED_METHODS
 
-__all__ = ["Head", "check_head", "plain_line", "split_target"]
+__all__ = ["Head", "check_handshake", "check_head", "is_handshake", "plain_line", "split_target"]
 
 _HOST = re.compile(rb"[A-Za-z0-9\-._~!$&'()*+,;=%]*(?::[0-9]*)?|\[[0-9A-Fa-f:.]+\](?::[0-9]*)?").fullmatch
+# The longest line that the websockets library reads.
+_HANDSHAKE_LINE = 8192
 _ABSOLUTE = re.compile(rb"(?i)https?://([^/?#]*)([^#]*)").fullmatch
 
 #: Matches a request line that leaves nothing to decide: a method that crosses, a path, perhaps a query, in the
@@ -62,6 +64,21 @@ def check_head(version: str, headers: list[tuple[bytes, bytes]]) -> Head:
     if hosts != 1 and (version == "1.1" or hosts):
         raise BadRequest(f"the request has {hosts or 'no'} Host headers; HTTP/1.1 wants one")
     return Head(length, chunked, expects, upgrade)
+
+
+def is_handshake(method: str, head: Head, headers: list[tuple[bytes, bytes]]) -> bool:
+    """Tell whether a request opens a WebSocket (RFC 6455 section 4.1), and does not only mention one."""
+    if method != "GET" or head.upgrade != b"websocket" or head.length or head.chunked:
+        return False
+    return any(name == b"sec-websocket-key" for name, _ in headers)
+
+
+def check_handshake(target: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+    """Refuse what the WebSocket library would not read: raises `SubjectTooLong` or `HeadersTooLarge`."""
+    if len(target) + len("GET  HTTP/1.1\r\n") > _HANDSHAKE_LINE:
+        raise SubjectTooLong(f"the request line of a WebSocket is longer than {_HANDSHAKE_LINE} bytes")
+    if any(len(name) + len(value) + len(": \r\n") > _HANDSHAKE_LINE for name, value in headers):
+        raise HeadersTooLarge(f"a header of a WebSocket's request is longer than {_HANDSHAKE_LINE} bytes")
 
 
 def split_target(method: str, target: bytes) -> tuple[bytes, bytes, bytes | None]:

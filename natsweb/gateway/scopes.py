@@ -28,9 +28,16 @@ Event: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Event]]
 Send: TypeAlias = Callable[[Event], Awaitable[None]]
 
-# Fields of the handshake of one connection; the subprotocols are the application's.
+# Fields of the handshake of one connection. The subprotocols are the application's, and ASGI has them in a key of their
+# own: some servers leave out the field.
 _HANDSHAKE = frozenset(
-    [b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions", b"sec-websocket-accept"]
+    [
+        b"sec-websocket-key",
+        b"sec-websocket-version",
+        b"sec-websocket-extensions",
+        b"sec-websocket-accept",
+        b"sec-websocket-protocol",
+    ]
 )
 
 
@@ -38,6 +45,8 @@ def to_incoming(exchange: Exchange, path: bytes, scope: Scope) -> Incoming:
     """Return the request of a scope for `path`; raises `HTTPError` for fields that cannot cross."""
     upgrade = scope["type"] == "websocket"
     fields = [(name, value) for name, value in scope["headers"] if not upgrade or name.lower() not in _HANDSHAKE]
+    if upgrade and scope.get("subprotocols"):
+        fields.append((b"sec-websocket-protocol", ", ".join(scope["subprotocols"]).encode("latin-1")))
     client = scope.get("client")
     return Incoming(
         method="GET" if upgrade else scope["method"],

@@ -17,6 +17,7 @@ from natsweb.headers import Headers
 from natsweb.messages import Response
 from natsweb.pipes import SocketPipe
 from natsweb.replies import problem
+from natsweb.wire import forwarded_fields
 
 __all__ = ["Handshake", "Opening", "carry_socket"]
 
@@ -24,6 +25,7 @@ logger = logging.getLogger("natsweb.gateway")
 
 # What is never sent as the code of a close frame (RFC 6455 section 7.4.1), and what is said instead.
 _UNSENDABLE = {1005: 1000, 1006: 1011, 1015: 1011}
+_OF_THE_SERVER = frozenset([b"sec-websocket-protocol", b"sec-websocket-extensions", b"sec-websocket-accept"])
 
 
 class Handshake:
@@ -71,6 +73,8 @@ async def carry_socket(opening: Opening, scope: Scope, receive: Receive, send: S
     try:
         waiting: list[asyncio.Future[Any]] = [asking, leaving]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if not asking.done() and leaving.result()["type"] == "websocket.receive":
+            await asyncio.wait([asking])  # it speaks before it is asked in
         if not asking.done():
             return
         try:
@@ -101,16 +105,20 @@ async def _deny(response: Response, scope: Scope, send: Send) -> None:
 async def _talk(opened: Opened, first: "asyncio.Future[Any]", receive: Receive, send: Send, largest: int) -> None:
     headers = Headers.from_block(opened.lines)
     pipe = SocketPipe(opened.stream, largest=largest, open=True)
-    fields = headers.without("sec-websocket-protocol", "sec-websocket-extensions", "sec-websocket-accept").fields
+    fields = [(name, value) for name, value in forwarded_fields(headers.fields) if name not in _OF_THE_SERVER]
     subprotocol = headers.get("sec-websocket-protocol")
     await send({"type": "websocket.accept", "subprotocol": subprotocol, "headers": fields})
     inwards = asyncio.ensure_future(_pass_in(pipe, first, receive))
+    is_said = False
     try:
-        await _pass_out(pipe, inwards, send)
+        is_said = await _pass_out(pipe, inwards, send)
     finally:
         inwards.cancel()
         await asyncio.gather(inwards, return_exceptions=True)
-        opened.flight.close()
+        if is_said:
+            opened.flight.close()
+        else:  # the service does not know yet
+            opened.flight.drop()
 
 
 async def _pass_in(pipe: SocketPipe, first: "asyncio.Future[Any]", receive: Receive) -> None:
@@ -123,19 +131,19 @@ async def _pass_in(pipe: SocketPipe, first: "asyncio.Future[Any]", receive: Rece
     await pipe.close(event.get("code", 1005) or 1005, event.get("reason") or "")
 
 
-async def _pass_out(pipe: SocketPipe, inwards: "asyncio.Future[None]", send: Send) -> None:
-    """Pass on what the service sends, until one of the two says goodbye."""
+async def _pass_out(pipe: SocketPipe, inwards: "asyncio.Future[None]", send: Send) -> bool:
+    """Pass on what the service sends, until one of the two says goodbye; False if it was neither."""
     while True:
         message = asyncio.ensure_future(pipe.receive())
         waiting: list[asyncio.Future[Any]] = [message, inwards]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         if not message.done():
             message.cancel()
-            return
+            return inwards.exception() is None
         try:
             data = message.result()
         except WebSocketClosed as closed:
             code = _UNSENDABLE.get(closed.code, closed.code)
             await send({"type": "websocket.close", "code": code, "reason": closed.reason if code != 1011 else ""})
-            return
+            return closed.code != 1006
         await send({"type": "websocket.send", "text" if isinstance(data, str) else "bytes": data})
