@@ -370,8 +370,8 @@ class SocketPipe:
                 raise
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
-        """Say goodbye, once; never raises."""
-        self.say_goodbye(code, reason)
+        """Say goodbye, once, also to whoever waits for a message here; never raises."""
+        self.hang_up(code, reason)
 
     def hang_up(self, code: int, reason: str) -> None:
         """Say goodbye, and let whoever talks on this side know."""

@@ -279,8 +279,6 @@ class Case(NamedTuple):
 
 CASES: list[Case] = []
 
-EARLY = "with the last byte of a content-length the app hears of a disconnect, while it still works on its answer"
-
 
 def ask(app: str, method: str, path: str, name: str = "", *, bug: str | None = None, **options: Any) -> None:
     """Declare a case of one request; `bug` is why natsweb does not pass it yet."""
@@ -547,8 +545,8 @@ async def measured(side: Side) -> Seen:
 
 
 CASES.append(Case("starlette", "GET /measured", measured))
-CASES.append(Case("quart", "GET /measured", measured, EARLY))
-CASES.append(Case("django", "GET /measured", measured, EARLY))
+CASES.append(Case("quart", "GET /measured", measured))
+CASES.append(Case("django", "GET /measured", measured))
 
 
 @flow("fastapi")
@@ -601,7 +599,7 @@ async def wait_and_leave(side: Side, path: str, word: str) -> None:
     await side.until(word)
 
 
-@flow("fastapi", bug="Http.receive suspends also when the disconnect is there, and Starlette does not wait for it")
+@flow("fastapi")
 async def a_client_that_does_not_wait(side: Side) -> None:
     """`request.is_disconnected()` turns true."""
     await wait_and_leave(side, "/waiting", "disconnected")
@@ -724,7 +722,7 @@ async def a_quart_talk(side: Side) -> list[Any]:
     return heard
 
 
-@flow("quart", bug="SocketPipe.close leaves a receive that waits already where it is")
+@flow("quart")
 async def a_quart_talk_that_the_app_ends(side: Side) -> list[Any]:
     """The app says goodbye with a code and a reason of its own."""
     return await talk(side, "/talk/7", "bye")
@@ -937,9 +935,6 @@ async def test_an_app_that_takes_too_long(nats_url):
                 await ended.wait()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the front's listener has proto=0, for which asyncio (not uvloop) leaves Nagle's algorithm on"
-)
 async def test_an_answer_in_two_parts_does_not_wait(nats_url):
     """The connections of the front have TCP_NODELAY: the ASGI door writes head and body one after the other."""
     async with Gateway("nodelay", nats=Nats(urls=(nats_url,))) as gateway:

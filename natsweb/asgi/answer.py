@@ -85,6 +85,7 @@ class Answer:
             last = not more or self._count == self._length
         self._ended = not more
         if self.is_whole:
+            self._let_go()
             return
         if last and not self._is_streamed and not self._begun.is_set():
             self._body = body
@@ -172,7 +173,8 @@ class Answer:
 
     def _complete(self) -> None:
         self.is_whole = True
-        self._let_go()
+        if self._ended or self._has_no_body:  # else the app still works, with its last byte out
+            self._let_go()
 
     def _let_go(self) -> None:
         if not self.over.done():

@@ -47,7 +47,7 @@ class Http(Conversation):
             else:
                 self._is_read = chunk is None
                 return _part(chunk or b"", more=chunk is not None)
-        if self._lost is None:
+        if self._lost is None and not self.answer.over.done():  # an app may look without waiting
             await self.answer.until_over()
         return {"type": _DISCONNECT}
 

@@ -102,6 +102,7 @@ class Front:
                 fix="choose another address with --host and --port; --port 0 takes a free one",
             ) from None
         self._socket.setblocking(False)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # its connections have it, too
         self._port = self._socket.getsockname()[1]
         self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]), name="natsweb front")
         self._sweeper = asyncio.create_task(self._sweep(), name="natsweb front timers")

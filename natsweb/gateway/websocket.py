@@ -128,7 +128,7 @@ async def _pass_in(pipe: SocketPipe, first: "asyncio.Future[Any]", receive: Rece
         text = event.get("text")
         await pipe.send(event["bytes"] if text is None else text)
         event = await receive()
-    await pipe.close(event.get("code", 1005) or 1005, event.get("reason") or "")
+    pipe.say_goodbye(event.get("code", 1005) or 1005, event.get("reason") or "")
 
 
 async def _pass_out(pipe: SocketPipe, inwards: "asyncio.Future[None]", send: Send) -> bool:
