@@ -277,6 +277,7 @@ _OWN_NAMES = {
     "Request": "Request",
     "Response": "Response",
     "UploadFile": "UploadFile",
+    "WebSocket": "WebSocket",
 }
 
 

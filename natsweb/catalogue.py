@@ -14,6 +14,7 @@ from natsweb.subjects import ANY, REST, tokens_below
 __all__ = ["Catalogue", "Conflict", "Instance", "Owner"]
 
 _ANY_METHOD = "*"
+_UNTYPED = (_ANY_METHOD, "WEBSOCKET")
 
 
 class Owner(NamedTuple):
@@ -168,16 +169,18 @@ class Catalogue:
         return self._search(method, tokens)
 
     def _search(self, method: str, tokens: Sequence[str]) -> Owner | None:
-        other = starting = away = None
+        typed = other = starting = away = None
         for spot in _spots(self._top, tokens, 0):
-            owner = spot.owners.get(method) or spot.owners.get(_ANY_METHOD)
+            if method == "OPTIONS" and typed is None:
+                typed = min([one for key, one in spot.owners.items() if key not in _UNTYPED], default=None)
+            owner = spot.owners.get(method) or (None if typed is not None else spot.owners.get(_ANY_METHOD))
             if owner is not None:
                 return owner
             starting = starting or spot.starting.get(method) or spot.starting.get(_ANY_METHOD)
             away = away or self._away(spot, method)
             if other is None and spot.owners:
                 other = min(spot.owners.values())
-        return starting or away or other or self._by_empty_captures(tokens)
+        return typed or starting or away or other or self._by_empty_captures(tokens)
 
     def _by_empty_captures(self, tokens: Sequence[str]) -> Owner | None:
         """Return who gets a path with an empty segment that only a capture fits: it answers 404, or redirects."""

@@ -244,7 +244,8 @@ class Overlap(NamedTuple):
     """Two patterns of different services that match the same subject.
 
     `is_plain` tells whether the other service knows nothing of `Nw-Service`, so that both would run a request;
-    `is_equal` whether the patterns, and one of the methods, are the same.
+    `is_equal` whether the patterns, and one of the methods, are the same; `is_shared` whether the queue group is, so
+    that either would get what is the other's.
     """
 
     pattern: str
@@ -252,6 +253,7 @@ class Overlap(NamedTuple):
     others: str
     is_plain: bool
     is_equal: bool
+    is_shared: bool
 
     def __str__(self) -> str:
         return f"{self.pattern} and {self.others} of {self.other.name} {self.other.version} ({self.other.id})"
@@ -272,7 +274,12 @@ def overlaps(info: Info, others: Iterable[Info]) -> list[Overlap]:
                 key = (mine.subject, its.subject, other.name)
                 if key not in found or equal:
                     found[key] = Overlap(
-                        mine.subject, other, its.subject, not (other.is_natsweb and info.is_natsweb), equal
+                        mine.subject,
+                        other,
+                        its.subject,
+                        is_plain=not (other.is_natsweb and info.is_natsweb),
+                        is_equal=equal,
+                        is_shared=mine.queue_group == its.queue_group and other.name != info.name,
                     )
     return list(found.values())
 

@@ -5,7 +5,7 @@ and whose it is. Then a `Flight` carries it. It knows no sockets, no ASGI and no
 """
 
 import asyncio
-import re
+import functools
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
@@ -32,11 +32,10 @@ from natsweb.rules import Rules
 from natsweb.settings import Limits
 from natsweb.streams import WINDOW
 from natsweb.subjects import REPLY_PREFIXES, check_root, to_subject
-from natsweb.wire import RequestHead, decode_reply, encode_fields, request_head
+from natsweb.wire import RequestHead, decode_reply, encode_fields, is_method, request_head
 
 __all__ = ["FORWARDED_METHODS", "Exchange", "address", "bytes_of", "streamed"]
 
-_METHOD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Z]{1,32}").fullmatch
 FORWARDED_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 _SETTLING = 2.0
 _SILENCE = 0.2  # after which a service that was meant is asked whether it is there (docs/wire.md)
@@ -92,8 +91,9 @@ class Exchange:
         self.timeout = timeout
         self.limits = limits or Limits()
         self.rules = rules or Rules()
-        self._excluded = self.rules.excluded(self.root)
-        self._times = self.rules.times(self.root)
+        spell = None if wire is None else functools.partial(wire.subject, limit=self.limits.subject)
+        self._excluded = self.rules.excluded(self.root, spell)
+        self._times = self.rules.times(self.root, spell)
         self.budget = Budget()
         self.loop = asyncio.get_running_loop()
         self._flights: set[Flight] = set()
@@ -219,8 +219,8 @@ class Exchange:
     def _look_up(self, incoming: Incoming) -> None:
         """Find what the rules say of a path; raises `NoService` for one that this gateway does not reach."""
         subject = incoming.subject + "."
-        if subject.startswith(self._excluded):
-            raise NoService("this gateway has no such path")
+        if subject.startswith(self._excluded) or subject.replace("%2F", ".").startswith(self._excluded):
+            raise NoService("this gateway has no such path")  # applications take %2F for a slash
         for start, seconds in self._times:
             if subject.startswith(start):
                 incoming.timeout = seconds
@@ -395,7 +395,7 @@ class Exchange:
 def _check_method(method: str) -> None:
     if method in ("TRACE", "CONNECT"):
         raise MethodNotAllowed(f"a gateway does not forward {method}", allow=FORWARDED_METHODS)
-    if not _METHOD(method):
+    if not is_method(method):
         raise HTTPError(501, "this is not an HTTP method", reason="unknown_method")
 
 

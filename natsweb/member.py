@@ -94,7 +94,7 @@ class Member:
         """
         found = overlaps(self.presence.info, others)
         for one in found:
-            if one.is_plain or self._on_overlap == "refuse":
+            if one.is_plain or one.is_shared or self._on_overlap == "refuse":
                 raise self._refusal(one, found)
         for one in _first_of_each(found):
             first = min(self.presence.info.name, one.other.name)
@@ -102,16 +102,15 @@ class Member:
             logger.warning("%s: %s overlap; each request goes to one of them%s", self.presence.info.name, one, more)
 
     def _refusal(self, one: Overlap, found: list[Overlap]) -> StartError:
-        reason = (
-            "knows nothing of natsweb, so that both would run each request"
-            if one.is_plain
-            else "is there already, and --on-overlap says refuse"
-        )
+        reason, fix = "is there already, and --on-overlap says refuse", ", or start with --on-overlap warn"
+        if one.is_plain:
+            reason, fix = "knows nothing of natsweb, so that both would run each request", ""
+        elif one.is_shared:
+            reason, fix = "has the same queue group, so that either gets requests of the other", ", or their queue="
         return StartError(
             f"{self.presence.info.name} takes paths of {one.other.name}, which {reason}",
             where=[str(other) for other in found[:5]],
-            fix="change the paths or the root of one of them"
-            + ("" if one.is_plain else ", or start with --on-overlap warn"),
+            fix="change the paths or the root of one of them" + fix,
         )
 
 

@@ -16,7 +16,7 @@ from natsweb.errors import BadPath, BadReply, BadRequest, StartError, SubjectToo
 from natsweb.headers import Headers, connection_options, encode_line
 from natsweb.messages import Call, Response, cookies_of
 from natsweb.subjects import decode_token, encode_segment, join, path_tokens
-from natsweb.wire import forwarded_fields
+from natsweb.wire import forwarded_fields, is_method
 
 __all__ = ["ProxyWire"]
 
@@ -133,7 +133,7 @@ class ProxyWire:
         except ValueError as error:
             raise BadRequest(f"a header cannot be one: {error}") from None
         method = message.method or ("POST" if message.body else "GET")
-        if not method.isascii() or not method.isupper():
+        if not is_method(method):
             raise BadRequest("the method is not an HTTP method in upper case")
         return Call(method, tokens, headers=headers, body=message.body)
 

@@ -108,11 +108,13 @@ class Matcher(Generic[E]):
         if found is not None:
             return found
         fallback = None
+        is_typed = False  # OPTIONS is answered here where a route has methods, whatever is mounted around it
         for ends in _search(self._root, tokens, 0):
             endpoint = ends.get(method)
             if endpoint is None and method == "HEAD":
                 endpoint = ends.get("GET")
-            if endpoint is None and not (method == "OPTIONS" and fallback):
+            is_typed = is_typed or (method == "OPTIONS" and bool(ends.keys() - {ANY_METHOD, WEBSOCKET}))
+            if endpoint is None and not is_typed:
                 endpoint = ends.get(ANY_METHOD)
             if endpoint is not None:
                 return Match(endpoint, _captures(endpoint.template, tokens))

@@ -5,8 +5,10 @@ cross but those of one connection and natsweb's own, which `wire` sees to.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from natsweb.errors import BadPath, SettingsError
 from natsweb.headers import encode_line
@@ -28,6 +30,8 @@ _ALWAYS = frozenset(
         b"transfer-encoding",
     ]
 )
+
+_COOKIE = re.compile(r"[!-:<>-~\x80-\xff]+").fullmatch
 
 Fields = list[tuple[bytes, bytes]]
 
@@ -60,9 +64,9 @@ class Rules:
             cookie = {b"cookie"} if self.cookies else set()
             object.__setattr__(self, "_allowed", _ALWAYS | names | cookie | {name for name, _ in written})
         if self.cookies is not None:
-            object.__setattr__(self, "_crumbs", frozenset([name.strip().encode("latin-1") for name in self.cookies]))
+            object.__setattr__(self, "_crumbs", frozenset([_cookie(name) for name in self.cookies]))
         for path in (*self.exclude, *self.timeouts):
-            _tokens(path)
+            _check_path(path)
         for path, seconds in self.timeouts.items():
             if not 0 < seconds < math.inf:
                 raise SettingsError(f"{seconds!r} s cannot be the time for {path}", fix="say seconds, such as 60")
@@ -89,23 +93,44 @@ class Rules:
             kept.append((name, value))
         return [*kept, *self._written]
 
-    def excluded(self, root: str) -> tuple[str, ...]:
-        """Return what the subjects that are not reached begin with, each ending with a dot."""
-        return tuple([join(root, _tokens(path)) + "." for path in self.exclude])
+    def excluded(self, root: str, spell: "Spelling | None" = None) -> tuple[str, ...]:
+        """Return what the subjects that are not reached begin with, each ending with a dot.
 
-    def times(self, root: str) -> tuple[tuple[str, float], ...]:
+        `spell` gives the subject of a path below a root where that is not natsweb's own.
+        """
+        return tuple([start for path in self.exclude if (start := _beginning(root, path, spell))])
+
+    def times(self, root: str, spell: "Spelling | None" = None) -> tuple[tuple[str, float], ...]:
         """Return (beginning of a subject with a dot behind it, seconds), the longest first."""
-        found = [(join(root, _tokens(path)) + ".", seconds) for path, seconds in self.timeouts.items()]
-        return tuple(sorted(found, key=lambda one: -len(one[0])))
+        found = [(_beginning(root, path, spell), seconds) for path, seconds in self.timeouts.items()]
+        return tuple(sorted([one for one in found if one[0]], key=lambda one: -len(one[0])))
 
 
-def _tokens(path: str) -> list[str]:
+Spelling: TypeAlias = Callable[[str, str], str]
+
+
+def _beginning(root: str, path: str, spell: Spelling | None) -> str:
+    """Return what the subjects of a path and of all below it begin with; nothing if there can be none."""
+    path = path.rstrip("/") or "/"
+    try:
+        return (join(root, path_tokens(path)) if spell is None else spell(root, path)) + "."
+    except BadPath:
+        return ""
+
+
+def _check_path(path: str) -> None:
     try:
         if not path.startswith("/"):
             raise BadPath("it does not begin with /")
-        return path_tokens(path.rstrip("/") or "/")
+        path_tokens(path.rstrip("/") or "/")
     except BadPath as error:
         raise SettingsError(f"{path!r} is no path: {error.detail}", fix="write it as /admin") from None
+
+
+def _cookie(name: str) -> bytes:
+    if not _COOKIE(name.strip()):
+        raise SettingsError(f"{name!r} is no name of a cookie", fix="write it as sid")
+    return name.strip().encode("latin-1")
 
 
 def _name(name: str) -> bytes:

@@ -194,7 +194,7 @@ class Service(Router, Generic[S]):
         where = where or caller_line(2)
         prefix = "" if prefix == "/" else prefix
         check_prefix(prefix, where)
-        if "<" in prefix or not callable(app):
+        if "<" in prefix or not (callable(app) or is_handler(app)):
             raise DeclarationError(
                 f"{app!r} cannot be mounted at {prefix or '/'!r}",
                 where=where,
@@ -206,9 +206,9 @@ class Service(Router, Generic[S]):
         else:
             wrapped = asgi = AsgiApp(cast(ASGIApp, app), prefix=prefix)
             asgi.on_failure = lambda error: self.on_failure(error)
-        self._lifespan.add_manager(wrapped)
         for one in mounts(prefix, wrapped, where):
             self._matcher.add(one)
+        self._lifespan.add_manager(wrapped)
         self._dispatcher.is_compiled = False
 
     def compile(self) -> None:

@@ -5,14 +5,14 @@ else is JSON. Knows types and messages; how they travel is `pipes`' business.
 """
 
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, Self, get_args, get_origin
+from typing import Annotated, Any, Generic, NamedTuple, Self, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 from typing_extensions import TypeVar
 
 from natsweb.annotations import Place, adapter_of, strip
-from natsweb.errors import HandlerFailed, InvalidInput, UpgradeRequired, WebSocketClosed
+from natsweb.errors import InvalidInput, UpgradeRequired, WebSocketClosed
 from natsweb.headers import HeaderSource
 from natsweb.messages import Socket
 from natsweb.params import field_errors
@@ -115,11 +115,12 @@ def _reader(kind: Any, name: str, place: Place) -> Callable[[str | bytes], Any]:
         return lambda data: data if isinstance(data, str) else _refuse_bytes(data)
     if kind is bytes:
         return lambda data: data.encode() if isinstance(data, str) else data
-    validate = adapter_of(kind, name, place).validator.validate_json
+    validator = adapter_of(kind, name, place).validator
+    plain = _reader(_bare(kind), name, place) if _bare(kind) in (str, bytes) else None
 
     def read(data: str | bytes) -> Any:
         try:
-            return validate(data)
+            return validator.validate_json(data) if plain is None else validator.validate_python(plain(data))
         except ValidationError as error:
             raise InvalidInput(
                 "the message does not fit what this WebSocket takes", errors=field_errors(["message"], error)
@@ -132,9 +133,20 @@ def _refuse_bytes(data: bytes) -> str:
     raise InvalidInput("this WebSocket takes text, and bytes have come")
 
 
+def _bare(kind: Any) -> Any:
+    """Return the type below `Annotated`."""
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
+def _write_any(message: Any) -> str | bytes:
+    if isinstance(message, str | bytes):
+        return message
+    return bytes(message) if isinstance(message, bytearray | memoryview) else to_json(message, by_alias=True).decode()
+
+
 def _writer(kind: Any, name: str, place: Place) -> Callable[[Any], str | bytes]:
-    if kind is Any or kind in (str, bytes) or kind == str | bytes:
-        return lambda message: message if isinstance(message, str | bytes) else to_json(message, by_alias=True).decode()
+    if kind is Any or _bare(kind) in (str, bytes) or kind == str | bytes:
+        return _write_any
     adapter = adapter_of(kind, name, place)
     model = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
@@ -143,7 +155,7 @@ def _writer(kind: Any, name: str, place: Place) -> Callable[[Any], str | bytes]:
             try:
                 message = adapter.validator.validate_python(message)
             except ValidationError as error:
-                raise HandlerFailed(f"a message that the handler sends does not fit its type: {error}") from error
+                raise ValueError(f"a message that the handler sends does not fit its type: {error}") from error
         return adapter.serializer.to_json(message, by_alias=True).decode()
 
     return write

@@ -166,6 +166,8 @@ class Worker:
             tokens = self._paths.get(subject) or self._find_path(subject)
             if self.wire is None:
                 call = decode_request(tokens, header, payload)
+            elif header is not None and b"\r\nNw-" in header:
+                return  # of a gateway of ours, which means another service
             else:
                 call = self.wire.decode_request(tokens, payload)
         except HTTPError as error:

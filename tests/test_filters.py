@@ -669,7 +669,6 @@ async def test_a_stream_of_a_filter_that_fails(serve, service, client, caplog):
     assert (await client.get(f"{url}/echo/x")).status_code == 201
 
 
-@pytest.mark.xfail(strict=True, reason="the gateway begins a second answer behind the first")
 async def test_a_stream_that_fails_has_no_second_answer(caplog):
     """After the start of a response there is none for the error."""
 
@@ -697,7 +696,6 @@ async def test_a_stream_that_fails_has_no_second_answer(caplog):
     assert "broken" in caplog.text
 
 
-@pytest.mark.xfail(strict=True, reason="nobody closes the pieces of an answer that a filter drops")
 async def test_a_filter_that_wants_no_stream(serve, service, client):
     """A filter that answers something else in place of a stream ends the stream in the service."""
 
@@ -964,15 +962,7 @@ def closing_service():
     return svc
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        "GET",
-        pytest.param(
-            "HEAD", marks=pytest.mark.xfail(strict=True, reason="the pieces of an answer to HEAD are not closed")
-        ),
-    ],
-)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
 async def test_what_a_stream_was_made_of_is_cleaned_up(method):
     """Also when no byte of it is sent."""
     service = closing_service()
@@ -997,7 +987,6 @@ async def test_a_stand_in_on_uvicorn(client):
         assert (await client.post(f"{url}/x", content=b"hello")).text == "hello"
 
 
-@pytest.mark.xfail(strict=True, reason="Front wants an exchange, which is not there", raises=RuntimeError)
 async def test_a_stand_in_on_the_front(client):
     """On natsweb's own server."""
     async with front(Gateway(nats=NOWHERE, exchange=echo)) as url:

@@ -130,11 +130,6 @@ def mixed(svc):
     return svc
 
 
-OPTIONS = pytest.mark.xfail(
-    strict=True,
-    reason="find asks whether a spot before has anything, not whether one has methods: the same spot and WebSockets",
-)
-
 # method, path, what answers: text of a typed route, "mirror", or a status
 WHOSE: list[Any] = [
     ("GET", "/shop/items/new", "typed"),
@@ -153,7 +148,7 @@ WHOSE: list[Any] = [
     ("GET", "/shop/orders/", "mirror"),
     ("GET", "/shop", "mirror"),
     ("POST", "/shop", "typed"),
-    pytest.param("OPTIONS", "/shop", 204, marks=OPTIONS),
+    ("OPTIONS", "/shop", 204),
     ("GET", "/shop/", "mirror"),
     ("POST", "/shop/", "mirror"),
     ("GET", "/shop//x", "mirror"),
@@ -163,7 +158,7 @@ WHOSE: list[Any] = [
     ("GET", "/shop/files/a/b", "typed a/b"),
     ("PUT", "/shop/files/a/b", "mirror"),
     ("GET", "/shop/chat", "mirror"),
-    pytest.param("OPTIONS", "/shop/chat", "mirror", marks=OPTIONS),
+    ("OPTIONS", "/shop/chat", "mirror"),
     ("GET", "/other", "typed"),
     ("POST", "/other", 405),
     ("GET", "/shopping", 404),
@@ -434,7 +429,6 @@ def test_two_mounts_in_one_place(svc):
     assert "mount of two" in caught.value.where[1]
 
 
-@pytest.mark.xfail(strict=True, reason="mount adds the application to the lifespan before the matcher has refused it")
 async def test_a_mount_that_was_refused_does_not_live(svc):
     """An application that could not be mounted is not started with the service."""
     svc.mount("/shop", Mirror("one"))
@@ -659,7 +653,6 @@ def test_owners(carved, order, method, path, owner):
     assert found.name == owner
 
 
-@pytest.mark.xfail(strict=True, reason="Catalogue._search takes a mount for OPTIONS, which Matcher.find does not")
 def test_the_owner_of_options(carved):
     """OPTIONS of a path with a route is its service's, beside a mount of another as beside one of its own."""
     found = catalogue(*carved).owner("OPTIONS", path_tokens("/shop/orders/7"))

@@ -148,7 +148,6 @@ def test_what_cannot_be_a_site(others, what, fix):
     assert fix in raised.value.fix
 
 
-@pytest.mark.xfail(strict=True, reason="idna's own error gets out")
 def test_a_host_that_idna_does_not_take():
     """A label that is too long is a mistake like any other."""
     try:
@@ -158,7 +157,6 @@ def test_a_host_that_idna_does_not_take():
         raise AssertionError(str(error)) from None
 
 
-@pytest.mark.xfail(strict=True, reason="what stands before or behind a colon is taken for a part of the host")
 @pytest.mark.parametrize("where", ["admin.example.com:8080", "http://admin.example.com", "::1"])
 def test_a_host_with_a_port_or_a_scheme(where):
     """It is a mistake, or is left out as the port of a request is; it must not make a site that nobody reaches."""
@@ -169,7 +167,6 @@ def test_a_host_with_a_port_or_a_scheme(where):
     assert "admin" in {found.pick(bare_host(host), b"/")[0] for host in (b"admin.example.com:8080", b"[::1]:8080")}
 
 
-@pytest.mark.xfail(strict=True, reason="the first of two spellings of one site wins, and nothing is said")
 @pytest.mark.parametrize("twice", [["/a", "/%61"], ["/a", "/a/"], ["a.example", "A.example"]])
 def test_a_site_that_is_there_twice(twice):
     """Two roots for the same requests are a mistake."""
@@ -180,7 +177,6 @@ def test_a_site_that_is_there_twice(twice):
     raise AssertionError("it was taken")
 
 
-@pytest.mark.xfail(strict=True, reason="the dot at the end of a fully qualified host makes it another host")
 def test_a_host_with_a_dot_at_its_end():
     """`admin.example.com.` is the same host (RFC 1034 section 3.1)."""
     assert Sites("api", {"admin.example.com": "admin"}).pick(bare_host(b"admin.example.com.:80"), b"/")[0] == "admin"

@@ -39,6 +39,9 @@ class Front:
     ASGI door; with `log`, there is a line for each (method, path, status, time; never a query).
     """
 
+    #: What ordinary requests go through; a gateway with something in place of NATS has none.
+    exchange: Exchange
+
     def __init__(
         self,
         gateway: Gateway,
@@ -51,9 +54,10 @@ class Front:
     ) -> None:
         self.log = log
         self._gateway = gateway
-        self.exchange = gateway.exchange
-        self.limits = gateway.exchange.limits
+        self.limits = gateway.limits
         self.fast = fast and not gateway.sees_requests
+        if not gateway.stands_in:
+            self.exchange = gateway.exchange
         self.pick: Callable[[bytes, bytes], tuple[Exchange, bytes]] | None = None
         if gateway.sites.are_several:
             self.pick = gateway.pick
@@ -63,7 +67,7 @@ class Front:
         self._date_lines = b""
         self._answers: list[tuple[asyncio.Transport, bytes]] = []
         self._sweeper: asyncio.Task[None] | None = None
-        self._loop = self.exchange.loop
+        self._loop = asyncio.get_running_loop()
         self._host = host
         self._port = port
         self._grace = grace

@@ -93,7 +93,7 @@ class Gateway:
         self._given_bus = bus
         self._own_bus: Bus | None = None
         self._timeout = timeout
-        self._limits = limits
+        self.limits = limits or Limits()
         self._discovery = discovery
         self._known_only = known_only
         self._health = health
@@ -143,7 +143,7 @@ class Gateway:
             bus,
             root,
             timeout=self._timeout,
-            limits=self._limits,
+            limits=self.limits,
             rules=self.rules,
             wire=self._wire,
             reply_prefixes=self._reply_prefixes,
@@ -272,6 +272,11 @@ class Gateway:
     def sees_requests(self) -> bool:
         """Whether every request has to become a `Request` here: for filters, or for what stands in for NATS."""
         return self._filters.are_there or self._handler is not None
+
+    @property
+    def stands_in(self) -> bool:
+        """Whether something answers in place of the services."""
+        return self._handler is not None
 
     def pick(self, host: bytes, raw_path: bytes) -> tuple[Exchange, bytes]:
         """Return the exchange that a request belongs to, and its path there."""

@@ -6,6 +6,8 @@ connection without an end that looks like one. Knows ASGI and the exchange.
 """
 
 import asyncio
+import logging
+from collections.abc import AsyncIterator
 
 from natsweb.errors import HTTPError
 from natsweb.exchange import Exchange, bytes_of
@@ -17,6 +19,8 @@ from natsweb.replies import problem
 from natsweb.uploads import Upload, first_part, launch
 
 __all__ = ["AsgiUpload", "CutOff", "carry", "refuse", "send_response"]
+
+logger = logging.getLogger("natsweb.gateway")
 
 
 class CutOff(Exception):
@@ -121,12 +125,23 @@ async def send_response(response: Response, method: str, send: Send) -> None:
     if pieces is None and not bodiless and method != "HEAD":  # a length that is not known is better left out
         headers = [*headers, (b"content-length", b"%d" % len(response.body))]
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
-    if pieces is not None and not bodiless and method != "HEAD":
+    if pieces is not None:
         try:
-            async for piece in pieces.source:
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-        except HTTPError as error:
-            raise CutOff(str(error)) from None
+            if not bodiless and method != "HEAD":
+                async for piece in _cut_off(pieces.source):
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
         finally:
             await pieces.close()
     await send({"type": "http.response.body", "body": b"" if bodiless or method == "HEAD" else response.body})
+
+
+async def _cut_off(source: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Give the pieces of an answer; raises `CutOff` if they do not come to their end."""
+    try:
+        async for piece in source:
+            yield piece
+    except HTTPError as error:
+        raise CutOff(str(error)) from None
+    except Exception:
+        logger.exception("an answer was cut off")
+        raise CutOff("the answer was cut off") from None

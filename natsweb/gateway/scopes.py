@@ -98,5 +98,6 @@ def host_of(scope: Scope) -> bytes:
 
 def bare_host(host: bytes) -> bytes:
     """Return the value of `Host` in lower case and without its port (RFC 3986 section 3.2.2)."""
-    name, colon, port = host.strip(b" \t").lower().rpartition(b":")
-    return name if colon and port.isdigit() else host.strip(b" \t").lower()
+    host = host.strip(b" \t").lower()
+    name, colon, port = host.rpartition(b":")
+    return (name if colon and port.isdigit() else host).removesuffix(b".")

@@ -14,7 +14,7 @@ from natsweb.gateway.filters import Filters
 from natsweb.gateway.http import AsgiUpload, refuse, send_response
 from natsweb.gateway.scopes import Receive, Scope, Send, has_body, length_of, path_below_mount
 from natsweb.headers import Headers
-from natsweb.messages import Call, Request, quote_query
+from natsweb.messages import Call, Pieces, Request, Response, quote_query
 from natsweb.middleware import Handler
 from natsweb.subjects import path_tokens
 from natsweb.uploads import UploadChannel
@@ -63,10 +63,22 @@ async def carry_seen(filters: Filters, endpoint: Handler, scope: Scope, receive:
 
 
 async def _answer(filters: Filters, endpoint: Handler, request: Request, upload: AsgiUpload, send: Send) -> None:
-    response = await filters.answer(request, endpoint)
-    if upload.more:  # nobody has wanted the rest of the body
-        response = response.with_headers({"connection": "close"})
-    await send_response(response, request.method, send)
+    opened: list[Pieces] = []
+
+    async def inner(request: Request) -> Response:
+        response = await endpoint(request)
+        if response.pieces is not None:
+            opened.append(response.pieces)
+        return response
+
+    try:
+        response = await filters.answer(request, inner)
+        if upload.more:  # nobody has wanted the rest of the body
+            response = response.with_headers({"connection": "close"})
+        await send_response(response, request.method, send)
+    finally:
+        for pieces in opened:  # also of an answer that a filter has put another in place of
+            await pieces.close()
 
 
 async def _unless_gone(answer: Coroutine[Any, Any, None], upload: AsgiUpload) -> None:

@@ -4,6 +4,7 @@ The most specific wins: a host before none, and of the paths the longest. What i
 the root. Compares canonical paths, so that no spelling leads past a site. Knows hosts, paths and roots.
 """
 
+import ipaddress
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -31,6 +32,9 @@ class Sites:
     def __init__(self, root: str, others: Mapping[str, str] | None = None) -> None:
         self.others = dict(others or {})
         found = [_parse(where, said) for where, said in (others or {}).items()]
+        for index, (one, where) in enumerate(zip(found, self.others, strict=True)):
+            if (one.host, one.tokens) in [(other.host, other.tokens) for other in found[:index]]:
+                raise SettingsError(f"{where!r} is there twice, in two spellings", fix="leave one of them out")
         self.default = Site(check_root(root))
         self._others = sorted(found, key=lambda one: (not one.host, -len(one.tokens)))
 
@@ -72,6 +76,18 @@ def _parse(where: str, root: str) -> Site:
         raise SettingsError(
             f"{where!r} says neither a host nor a path", fix='write it as "admin.example.com" or "/staging"'
         )
-    if host and not all(char.isalnum() or char in "-.[]:_" for char in host):
-        raise SettingsError(f"{host!r} is no host", fix="write it as admin.example.com, without scheme")
-    return Site(check_root(root), host.lower().encode("idna" if not host.isascii() else "ascii"), tokens)
+    return Site(check_root(root), _host(host), tokens)
+
+
+def _host(said: str) -> bytes:
+    """Return a host as requests name it; raises `SettingsError` for what is none, or has a port."""
+    address = said[1:-1] if said.startswith("[") and said.endswith("]") else ""
+    name = said.removesuffix(".").lower()
+    try:
+        if address:
+            return f"[{ipaddress.IPv6Address(address)}]".encode()
+        if all(char.isalnum() or char in "-._" for char in name):
+            return name.encode("ascii" if name.isascii() else "idna")
+    except ValueError:
+        pass
+    raise SettingsError(f"{said!r} is no host", fix="write it as admin.example.com, without scheme and port")

@@ -27,7 +27,7 @@ from natsweb.wire.replies import (
     is_no_responders,
     may_retry,
 )
-from natsweb.wire.requests import RequestHead, decode_request, encode_request, request_head
+from natsweb.wire.requests import RequestHead, decode_request, encode_request, is_method, request_head
 
 __all__ = [
     "CANCEL",
@@ -50,6 +50,7 @@ __all__ = [
     "encode_upgrade",
     "error_fields",
     "forwarded_fields",
+    "is_method",
     "is_no_responders",
     "is_opening",
     "may_retry",

@@ -33,9 +33,10 @@ from natsweb.wire.fields import (
     split_block,
 )
 
-__all__ = ["RequestHead", "decode_request", "encode_request", "request_head"]
+__all__ = ["RequestHead", "decode_request", "encode_request", "is_method", "request_head"]
 
-_METHOD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Z]{1,32}").fullmatch
+#: Matches a method as it may cross: a token (RFC 9110 section 9.1) in upper case.
+is_method = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Z]{1,32}").fullmatch
 _SCHEMES = {b"http": "http", b"https": "https", b"ws": "ws", b"wss": "wss"}
 _known_fields: dict[bytes, Headers] = {}
 
@@ -196,7 +197,7 @@ def _decode_request(tokens: list[str], header: bytes, body: bytes, fields_at: in
     if get(VERSION, b"1") != b"1":
         raise UnknownVersion("this service speaks version 1 of the wire format")
     method = get(METHOD, b"POST" if body else b"GET").decode("latin-1")
-    if not _METHOD(method):
+    if not is_method(method):
         raise BadRequest("Nw-Method is not an HTTP method in upper case")
     scheme = _SCHEMES.get(get(SCHEME, b"http"))
     if scheme is None:
