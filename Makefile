@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: dev test check oldest lint types docs bench chaos clean
+.PHONY: dev test check cover oldest lint types docs bench chaos clean
 
 dev: $(VENV)/ready  ## run the orders example: a private nats-server, a gateway, the service
 	$(BIN)/natsweb dev examples/orders/app.py
@@ -11,7 +11,9 @@ dev: $(VENV)/ready  ## run the orders example: a private nats-server, a gateway,
 test: $(VENV)/ready  ## run the tests
 	$(BIN)/python -m pytest -n auto $(PYTEST)
 
-check: lint types  ## what CI runs: lint, types, tests with coverage
+check: lint types test  ## what CI runs: lint, types, tests
+
+cover: $(VENV)/ready  ## run the tests, and show which lines they have not reached
 	$(MAKE) test PYTEST="--cov --cov-report=term:skip-covered"
 
 oldest:  ## the tests that touch nats-py, on the lowest one that pyproject.toml allows

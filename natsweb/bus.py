@@ -29,6 +29,7 @@ __all__ = [
     "MemoryBus",
     "Message",
     "Receive",
+    "ReceiveParts",
     "Reply",
     "Subscription",
     "request",
@@ -53,6 +54,9 @@ class Message(NamedTuple):
 
 #: Gets every message of a subscription; must not block.
 Receive = Callable[[Message], None]
+
+#: Gets the parts of every message of a subscription, subjects in bytes and an empty reply for none; must not block.
+ReceiveParts = Callable[[bytes, bytes, bytes | None, bytes], None]
 
 #: Gets the one outcome of an `ask`: the reply, or why there is none.
 Answer = Callable[[Message | HTTPError], None]
@@ -164,6 +168,10 @@ class Bus(Protocol):
 
     async def subscribe(self, subject: str, receive: Receive, *, queue: str = "") -> Subscription:
         """Receive what is sent on `subject` (with wildcards); with `queue`, one member of that group gets each."""
+        ...
+
+    async def subscribe_parts(self, subject: str, receive: ReceiveParts, *, queue: str = "") -> Subscription:
+        """Do as `subscribe`, with less between the connection and `receive`."""
         ...
 
     async def flush(self, timeout: float = 5.0) -> None:
@@ -333,9 +341,21 @@ def _reply_subjects(start: bytes) -> Iterator[bytes]:
 
 
 class Asking:
-    """How every bus asks, given how it publishes: the reply comes to the inbox."""
+    """How every bus asks and takes messages apart, given how it publishes and subscribes; replies come to the inbox."""
 
     _inbox: Inbox
+
+    async def subscribe_parts(self, subject: str, receive: ReceiveParts, *, queue: str = "") -> Subscription:
+        """Receive what is sent on `subject`: see `Bus.subscribe_parts`."""
+
+        def take(message: Message) -> None:
+            receive(message.subject.encode("latin-1"), message.reply.encode("latin-1"), message.header, message.payload)
+
+        return await self.subscribe(subject, take, queue=queue)
+
+    async def subscribe(self, subject: str, receive: Receive, *, queue: str = "") -> Subscription:
+        """Receive what is sent on `subject`: see `Bus.subscribe`."""
+        raise NotImplementedError
 
     @property
     def pulse(self) -> Pulse:

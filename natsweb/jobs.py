@@ -72,7 +72,7 @@ class Job(Asked):
     hears: ClassVar[bool] = True
     stays: ClassVar[bool] = True
 
-    def __init__(self, desk: Desk, call: Call, caller: str) -> None:
+    def __init__(self, desk: Desk, call: Call, caller: bytes) -> None:
         self._desk = desk
         self.call = call
         self.caller = caller
@@ -102,7 +102,7 @@ class Job(Asked):
             first = len(self.call.body) if self.call.more else 0
             self.stream = Stream(
                 self._desk.bus,
-                self.caller.encode("latin-1"),
+                self.caller,
                 own=self.reply,
                 received=first,
                 credit=self.window,
@@ -369,7 +369,7 @@ class Job(Asked):
             header, payload = encode_response(response, method=self.call.method, retry=response.retry)
         else:
             header, payload = None, wire.encode_response(response)
-        self._desk.bus.publish(self.caller, payload, header=header)
+        self._desk.bus.post(self.caller, payload, header)
 
     @property
     def _who(self) -> tuple[str, str]:

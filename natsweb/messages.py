@@ -11,7 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from string import punctuation
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, Self
 from urllib.parse import parse_qsl, quote
 
 from pydantic import (
@@ -34,6 +34,7 @@ from natsweb.subjects import decode_token, path_tokens, to_path
 __all__ = [
     "After",
     "Call",
+    "CallHead",
     "Channel",
     "CookieAttributes",
     "Counts",
@@ -198,6 +199,20 @@ class Channel(Protocol):
         """Have the answer due `seconds` from now, here and at the caller."""
 
 
+class CallHead(NamedTuple):
+    """What of a `Call` is the same for a client's next one: all but path, body and the two times."""
+
+    method: str
+    query: str
+    headers: Headers
+    client: str | None
+    scheme: str
+    service: str | None
+    window: int
+    more: bool
+    upgrade: bool
+
+
 class Call:
     """A request as it came off the wire: attribute for attribute a `Request`, unvalidated and cheap.
 
@@ -209,26 +224,10 @@ class Call:
     reply has gone.
     """
 
-    __slots__ = (
-        "after",
-        "body",
-        "channel",
-        "client",
-        "counter",
-        "headers",
-        "method",
-        "more",
-        "params",
-        "query",
-        "root_path",
-        "scheme",
-        "sent",
-        "service",
-        "timeout",
-        "tokens",
-        "upgrade",
-        "window",
-    )
+    channel: Channel | None = None
+    root_path = ""
+    after: "After | None" = None
+    counter: "Counts | None" = None
 
     def __init__(
         self,
@@ -260,11 +259,40 @@ class Call:
         self.window = window
         self.more = more
         self.upgrade = upgrade
-        self.channel: Channel | None = None
-        self.root_path = ""
         self.params: dict[str, str] = {}
-        self.after: After | None = None
-        self.counter: Counts | None = None
+
+    @classmethod
+    def repeated(cls, head: CallHead, tokens: list[str], body: bytes, timeout: float, sent: int) -> Self:
+        """Return a call whose head has come before."""
+        call = cls.__new__(cls)
+        (
+            call.method,
+            call.query,
+            call.headers,
+            call.client,
+            call.scheme,
+            call.service,
+            call.window,
+            call.more,
+            call.upgrade,
+        ) = head
+        call.tokens, call.body, call.timeout, call.sent, call.params = tokens, body, timeout, sent, {}
+        return call
+
+    @property
+    def head(self) -> CallHead:
+        """What a client's requests have in common."""
+        return CallHead(
+            self.method,
+            self.query,
+            self.headers,
+            self.client,
+            self.scheme,
+            self.service,
+            self.window,
+            self.more,
+            self.upgrade,
+        )
 
     @property
     def cookies(self) -> dict[str, str]:

@@ -11,13 +11,11 @@ import asyncio
 import contextlib
 import logging
 import math
-import sys
 import time
 from collections import deque
-from collections.abc import Coroutine
-from typing import Any, Protocol
+from typing import Protocol
 
-from natsweb.bus import Bus, Message, Subscription
+from natsweb.bus import Bus, Subscription
 from natsweb.deadlines import Deadlines
 from natsweb.errors import BadRequest, HandlerFailed, HTTPError, NatsRefused, Overloaded, Stopping, TimeUp
 from natsweb.jobs import Job
@@ -25,6 +23,7 @@ from natsweb.messages import Call, Response
 from natsweb.proxy_wire import ProxyWire
 from natsweb.replies import problem
 from natsweb.subjects import REPLY_PREFIXES, subject_tokens
+from natsweb.tasks import Tasks
 from natsweb.wire import decode_request
 
 __all__ = ["App", "Worker"]
@@ -87,8 +86,8 @@ class Worker:
         self._concurrency = concurrency
         self._max_streams = max_streams
         self._timeout = timeout
-        self._reply_prefixes = reply_prefixes
-        self._paths: dict[str, list[str]] = {}  # tokens by subject, of the last few
+        self._reply_prefixes = tuple([prefix.encode() for prefix in reply_prefixes])
+        self._paths: dict[bytes, list[str]] = {}  # tokens by subject, of the last few
         self._waiting: set[Job] = set()
         self._streaming: set[Job] = set()
         self._backlog: deque[Job] = deque()
@@ -100,6 +99,7 @@ class Worker:
         self._deadlines = Deadlines(lambda: self._waiting, self._time_up)
         self._sweeper: asyncio.TimerHandle | None = None
         self._stopping = False
+        self._tasks = Tasks(self._run, "natsweb request")
         self._loop = asyncio.get_running_loop()
         self._idle: asyncio.Event | None = None
 
@@ -110,7 +110,7 @@ class Worker:
     async def start(self) -> None:
         """Subscribe; when this returns, the server sends requests here."""
         for pattern in self._app.patterns(self._root):
-            self._subscriptions.append(await self.bus.subscribe(pattern, self._receive, queue=self._app.queue))
+            self._subscriptions.append(await self.bus.subscribe_parts(pattern, self._receive, queue=self._app.queue))
         await self.bus.flush()
 
     async def stop(self, grace: float = 25.0) -> bool:
@@ -153,15 +153,14 @@ class Worker:
 
     # ── one request ──
 
-    def _receive(self, message: Message) -> None:
+    def _receive(self, subject: bytes, reply: bytes, header: bytes | None, payload: bytes) -> None:
         """Take a request off the bus: decode it, and start its task or answer at once. Never blocks.
 
         Flat, since every request goes through here (tests/benchmarks).
         """
-        subject, reply, header, payload = message
         if reply and not reply.startswith(self._reply_prefixes):
             logger.warning("a request on %r wants its answer on %r, which is no inbox", subject, reply)
-            reply = ""
+            reply = b""
         try:
             tokens = self._paths.get(subject) or self._find_path(subject)
             if self.wire is None:
@@ -198,7 +197,7 @@ class Worker:
         if (call.more or call.upgrade) and not self._begin(job):
             self._forget(job)
         else:
-            job.task = _new_task(self._run(job), self._loop)
+            self._tasks.start(job)
 
     def _begin(self, job: Job) -> bool:
         """Make ready for the rest of a body, or for a WebSocket; False if that cannot be, and is answered."""
@@ -251,16 +250,20 @@ class Worker:
     def _refuse(self, job: Job, error: HTTPError) -> None:
         job.answer(problem(error, executed=False))
 
-    def _find_path(self, subject: str) -> list[str]:
+    def _find_path(self, subject: bytes) -> list[str]:
         """Return the tokens of a subject that was not asked for lately; raises `BadPath`."""
         wire = self.wire
-        tokens = subject_tokens(self._root, subject) if wire is None else wire.tokens(self._root, subject)
+        text = subject.decode("latin-1")
+        tokens = subject_tokens(self._root, text) if wire is None else wire.tokens(self._root, text)
         if len(self._paths) >= _KNOWN:
             self._paths.clear()
         self._paths[subject] = tokens
         return tokens
 
     async def _run(self, job: Job) -> None:
+        if job.answered:  # before its turn came: its caller has left, or its time is up
+            self._forget(job)
+            return
         try:
             response = await self._app.handle(job.call)
             if not isinstance(response, Response):
@@ -343,16 +346,3 @@ class Worker:
             self._refuse_late()
         if self._waiting or self._backlog:
             self._sweeper = self._loop.call_later(_PAUSE, self._sweep)
-
-
-if sys.version_info >= (3, 12):
-
-    def _new_task(work: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
-        """Start a task at once: a handler that never waits is over before it would have been scheduled."""
-        return asyncio.Task(work, loop=loop, name="natsweb request", eager_start=True)
-
-else:
-
-    def _new_task(work: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
-        """Start a task, with a name: to number it takes longer."""
-        return asyncio.Task(work, loop=loop, name="natsweb request")

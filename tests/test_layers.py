@@ -20,7 +20,7 @@ FLOORS = [
     ["markers"],
     ["wire", "streams", "routing", "sockets", "binding", "replies", "middleware", "micro", "counters", "rules"],
     ["plans", "proxy_wire"],
-    ["beats", "deadlines", "threads", "forms"],
+    ["beats", "deadlines", "tasks", "threads", "forms"],
     ["asgi", "security", "scopes", "files", "bus", "catalogue"],
     ["lifetimes", "recipes", "pipes"],
     ["dependencies", "feeds", "jobs", "flights"],

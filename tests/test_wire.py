@@ -32,6 +32,7 @@ from natsweb.wire import (
     is_no_responders,
     is_opening,
     may_retry,
+    requests,
 )
 
 law = settings(deadline=None, max_examples=300)
@@ -632,6 +633,7 @@ def test_both_ways_to_read_a_request(headers, window, more, upgrade, scheme, ser
         Headers(headers).block,
         query=query.encode("latin-1"),
         timeout_ms=timeout,
+        sent_ms=timeout,
         client="1.2.3.4:5",
         scheme=scheme,
         service=service,
@@ -644,12 +646,37 @@ def test_both_ways_to_read_a_request(headers, window, more, upgrade, scheme, ser
     again = b"".join([b"NATS/1.0\r\n", *[line.lower().replace(b": ", b":  ") + b"\r\n" for line in ours[1:]]])
     again += ours[0] + b"\r\n" + Headers(headers).block + b"\r\n"
     again = re.sub(rb"(?m)^nw-method: +post", b"nw-method: POST", again)
-    told = [decode_request(["a"], one, b"body") for one in (header, header, again, again)]
-    names = [name for name in told[0].__slots__ if name != "headers"]
+    told = [decode_request(["a"], one, b"body") for one in (header, header, header, again, again)]
+    names = [name for name in vars(told[0]) if name != "headers"]
     for call in told:
         assert [getattr(call, name) for name in names] == [getattr(told[0], name) for name in names]
         assert list(call.headers) == headers
     assert (told[0].window, told[0].more, told[0].upgrade) == (window, more, upgrade)
+
+
+@law
+@given(
+    st.binary(max_size=3) | st.integers(0, 10**16).map(lambda number: b"%d" % number),
+    st.sampled_from([b"Nw-Timeout: 5", b"Nw-Sent: 17", b"Nw-Sent", b"x-a: 1", b"Nw-Method: GET"]),
+    st.booleans(),
+)
+def test_a_head_that_is_known_hides_nothing(number, where, behind):
+    """What looks like a request that has come before is refused, or read, as it would be as the first."""
+    good = b"NATS/1.0\r\nNw-Method: GET\r\nNw-Timeout: 5\r\nNw-Sent: 17\r\nx-a: 1\r\n\r\n"
+    for _ in range(3):
+        assert decode_request([], good, b"").timeout == 0.005
+    name, _, value = where.partition(b": ")
+    bad = good.replace(where, name + b": " + (value + number if behind else number))
+    told = []
+    for known in (True, False):
+        if not known:
+            requests._known_heads.clear()
+        try:
+            call = decode_request([], bad, b"")
+            told.append((call.method, call.timeout, call.sent, list(call.headers)))
+        except BadRequest as error:
+            told.append(str(error))
+    assert told[0] == told[1]
 
 
 def test_encoded_requests_that_stream():

@@ -3,6 +3,7 @@
 Maps nats-py's options and errors to ours, in one place.
 """
 
+import asyncio
 import contextlib
 import re
 import ssl
@@ -23,6 +24,7 @@ _CONNECT_TIMEOUT = 2
 _RECONNECT_WAIT = 0.2
 _PING_INTERVAL = 1
 _PINGS_MISSED = 2
+_CLOSING = 3.0
 
 
 class RawHeaders(dict[str, str]):
@@ -120,9 +122,11 @@ async def open_client(
 
 
 async def close_quietly(client: Client) -> None:
-    """Close a client, whatever state it is in."""
-    with contextlib.suppress(Exception):  # closing while reconnecting raises ConnectionResetError and others
-        await client.close()
+    """Close a client, whatever state it is in, within some seconds."""
+    # Closing while reconnecting raises ConnectionResetError and others, or waits for a transport that is gone.
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(_CLOSING):
+            await client.close()
 
 
 def _login(nats: Nats) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from nats.aio import transport
 from nats.aio.client import Client
 from nats.protocol.parser import Parser
 
-from natsweb.bus import Asked
+from natsweb.bus import Asked, ReceiveParts, Subscription
 from natsweb.errors import HTTPError, NatsDown, Overloaded
 from natsweb.natsbus.client import RawClient
 from natsweb.natsbus.link import LinkSubscription, NatsBus, check_message, to_message
@@ -157,11 +157,20 @@ class FastBus(NatsBus):
         self._relieve()
         return [words[2] for frame in out if len(words := frame.split(b" ", 3)) == 4]
 
+    async def subscribe_parts(self, subject: str, receive: ReceiveParts, *, queue: str = "") -> Subscription:
+        """Receive what is sent on `subject`: see `Bus.subscribe_parts`."""
+        subscription = LinkSubscription(self, subject, queue, lambda message: None)
+        subscription.receive_parts = receive
+        return await self._add(subscription)
+
     async def _subscribe(self, client: RawClient, subscription: LinkSubscription) -> None:
         subscription.current = current = await client.subscribe(subscription.subject, subscription.queue)
         receive = subscription.receive
         if receive == self._inbox.receive:
             client.frames.raw[b"%d" % current._id] = self._inbox.take
+            return
+        if subscription.receive_parts is not None:
+            client.frames.raw[b"%d" % current._id] = subscription.receive_parts
             return
 
         def take(subject: bytes, reply: bytes, header: bytes | None, payload: bytes) -> None:

@@ -7,27 +7,25 @@ straight to their callback; all else takes nats-py's way.
 
 import json
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import nats.errors
 from nats.protocol.parser import Parser
 
-__all__ = ["Frames", "RawReceive"]
+from natsweb.bus import ReceiveParts
+
+__all__ = ["Frames"]
 
 logger = logging.getLogger("natsweb.nats")
 
 _MAX_LINE = 1024 * 1024  # an INFO of a large cluster is the longest
-
-#: Gets subject, reply, header block and payload of a message; must not block.
-RawReceive = Callable[[bytes, bytes, bytes | None, bytes], None]
 
 
 class Frames(Parser):
     """Splits what the server says; `raw` holds callbacks by subscription id, in bytes."""
 
     def __init__(self, client: Any) -> None:
-        self.raw: dict[bytes, RawReceive] = {}
+        self.raw: dict[bytes, ReceiveParts] = {}
         self._client = client
         super().__init__(client)
 

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 import nats.errors
 from nats.aio.subscription import Subscription as NatsSubscription
 
-from natsweb.bus import Asking, Inbox, Message, Receive, Subscription
+from natsweb.bus import Asking, Inbox, Message, Receive, ReceiveParts, Subscription
 from natsweb.errors import (
     Disconnected,
     HTTPError,
@@ -47,6 +47,7 @@ class LinkSubscription:
         self.subject = subject
         self.queue = queue
         self.receive = receive
+        self.receive_parts: ReceiveParts | None = None
         self.current: NatsSubscription | None = None
         self.stopped = False
 
@@ -210,9 +211,11 @@ class NatsBus(Asking):
 
     async def subscribe(self, subject: str, receive: Receive, *, queue: str = "") -> Subscription:
         """Receive what is sent on `subject`: see `Bus.subscribe`. Raises `NatsDown` without a connection."""
+        return await self._add(LinkSubscription(self, subject, queue, receive))
+
+    async def _add(self, subscription: LinkSubscription) -> Subscription:
         if not self.is_connected:
             raise NatsDown("there is no connection to NATS")
-        subscription = LinkSubscription(self, subject, queue, receive)
         await self._subscribe(self._client, subscription)
         self._subscriptions.append(subscription)
         return subscription

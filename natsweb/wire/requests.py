@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from natsweb.errors import BadRequest, UnknownVersion
 from natsweb.headers import Headers
-from natsweb.messages import Call, quote_query
+from natsweb.messages import Call, CallHead, quote_query
 from natsweb.wire.fields import (
     ACCEPT,
     CLIENT,
@@ -39,6 +39,8 @@ __all__ = ["RequestHead", "decode_request", "encode_request", "is_method", "requ
 is_method = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Z]{1,32}").fullmatch
 _SCHEMES = {b"http": "http", b"https": "https", b"ws": "ws", b"wss": "wss"}
 _known_fields: dict[bytes, Headers] = {}
+# What stands around the two numbers of a block, and what a call gets of it: a client repeats its requests.
+_known_heads: dict[tuple[bytes, bytes], CallHead] = {}
 
 
 def _number(value: bytes | None, name: str) -> int | None:
@@ -164,26 +166,41 @@ def decode_request(tokens: list[str], header: bytes | None, body: bytes) -> Call
     """
     if header is None:
         return Call("POST" if body else "GET", tokens, body=body)
+    at = header.find(b"\r\nNw-Timeout: ")
+    middle = header.find(b"\r\nNw-Sent: ", at)
+    end = header.find(END, middle + 11)
+    ms, sent = header[at + 14 : middle], header[middle + 11 : end]
+    around = header[:at], header[end:]
+    known = _known_heads.get(around)
+    if known is not None and ms.isdigit() and sent.isdigit() and len(ms) < 16 and len(sent) < 16:
+        return Call.repeated(known, tokens, body, int(ms) / 1000, int(sent))
     if (found := _OUR_LINES(header)) is not None:
         headers = _known_fields.get(header[found.end() :])
         if headers is not None:  # what natsweb itself sends, with fields that have been looked at before
-            method, query, ms, sent, service, client, scheme, window, more, upgrade = found.groups()
-            return Call(
-                method.decode("ascii"),
-                tokens,
-                query.decode("ascii") if query else "",
-                headers,
-                body,
-                client=None if client is None else client.decode("ascii"),
-                scheme="http" if scheme is None else _SCHEMES[scheme],
-                timeout=None if ms is None else int(ms) / 1000,
-                sent=None if sent is None else int(sent),
-                service=None if service is None else service.decode("ascii"),
-                window=0 if window is None else int(window),
-                more=more is not None,
-                upgrade=upgrade is not None,
-            )
+            call = _call_of(found, tokens, headers, body)
+            if not call.query and found[3] == ms and found[4] == sent and len(header) <= KNOWN_SIZE:
+                remember(_known_heads, around, call.head)
+            return call
     return _decode_request(tokens, header, body, None if found is None else found.end())
+
+
+def _call_of(found: re.Match[bytes], tokens: list[str], headers: Headers, body: bytes) -> Call:
+    method, query, ms, sent, service, client, scheme, window, more, upgrade = found.groups()
+    return Call(
+        method.decode("ascii"),
+        tokens,
+        query.decode("ascii") if query else "",
+        headers,
+        body,
+        client=None if client is None else client.decode("ascii"),
+        scheme="http" if scheme is None else _SCHEMES[scheme],
+        timeout=None if ms is None else int(ms) / 1000,
+        sent=None if sent is None else int(sent),
+        service=None if service is None else service.decode("ascii"),
+        window=0 if window is None else int(window),
+        more=more is not None,
+        upgrade=upgrade is not None,
+    )
 
 
 def _decode_request(tokens: list[str], header: bytes, body: bytes, fields_at: int | None) -> Call:
