@@ -198,6 +198,23 @@ class Catalogue:
                     return claim.owner._replace(is_away=True)
         return None
 
+    def claimant(self, method: str, tokens: Sequence[str]) -> str | None:
+        """Return the service that has a method on exactly this pattern, or None if nobody has."""
+        node: _Node | None = self._top
+        spot = None
+        for token in tokens:
+            assert node is not None
+            if token == REST:
+                spot = node.tail
+                break
+            node = node.capture if token == ANY else node.literals.get(token)
+            if node is None:
+                return None
+        else:
+            spot = node.end if node is not None else None
+        owner = spot and (spot.owners.get(method) or spot.owners.get(_ANY_METHOD))
+        return owner.name if owner else None
+
     def was_there(self, tokens: Sequence[str]) -> bool:
         """Tell whether somebody has served a path, now or before."""
         claims = [claims for spot in _spots(self._top, tokens, 0) for claims in spot.claims.values()]

@@ -13,11 +13,12 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from natsweb.bus import Bus, Message, Subscription
 from natsweb.catalogue import Catalogue, Owner
 from natsweb.counters import Counter
+from natsweb.documents import Paper, document_subject
 from natsweb.errors import HTTPError, NatsRefused, NoService
 from natsweb.micro import (
     ANNOUNCE,
@@ -125,6 +126,10 @@ class Described(Protocol):
         """Return what it says of itself."""
         ...
 
+    def openapi(self) -> dict[str, Any]:
+        """Return its OpenAPI document."""
+        ...
+
 
 class Presence:
     """One service instance as NATS sees it: answers `$SRV.*` without waiting for a handler, and announces itself.
@@ -150,12 +155,13 @@ class Presence:
         self._started = datetime.datetime.now(datetime.UTC)
         self._gateways: int | None = None
         self.id = os.urandom(11).hex()
+        self._paper = Paper(service.name, service.openapi)
         self.info = Info(
             name=service.name,
             id=self.id,
             version=service.version,
             description=service.description,
-            metadata=service.metadata(root),
+            metadata={**service.metadata(root), **self._paper.metadata},
             endpoints=[endpoint for endpoint, _ in self._endpoints],
         )
         self._ping_bytes = self.info.ping().model_dump_json().encode()
@@ -165,12 +171,19 @@ class Presence:
         return f"<Presence of {self.info.name} {self.id}: {'live' if self._subscriptions else 'stopped'}>"
 
     async def start(self) -> None:
-        """Answer the nine subjects; raises what subscribing raises."""
-        answers = {PING: lambda: self._ping_bytes, INFO: lambda: self._info_bytes, STATS: self._stats}
+        """Answer the nine subjects, and the document's; raises what subscribing raises."""
+        answers: dict[str, Callable[[bytes], bytes]] = {
+            PING: lambda _: self._ping_bytes,
+            INFO: lambda _: self._info_bytes,
+            STATS: lambda _: self._stats(),
+        }
         for verb, answer in answers.items():
             for subject in verb_subjects(verb, self.info.name, self.id):
                 receive = _answering(self._bus, answer, self._reply_prefixes)
                 self._subscriptions.append(await self._bus.subscribe(subject, receive))
+        if self._paper.metadata:
+            receive = _answering(self._bus, self._part, self._reply_prefixes)
+            self._subscriptions.append(await self._bus.subscribe(document_subject(self.info), receive))
 
     def stop(self) -> None:
         """Answer no more."""
@@ -197,6 +210,9 @@ class Presence:
         except (HTTPError, NatsRefused) as error:
             logger.warning("%s could not be announced as %s: %s", self.info.name, state, error)
             return 0
+
+    def _part(self, asked: bytes) -> bytes:
+        return self._paper.part(self._bus.max_payload, asked)
 
     def _stats(self) -> bytes:
         stats = Stats(
@@ -228,12 +244,14 @@ def _counted(endpoint: Endpoint, counter: Counter) -> EndpointStats:
     )
 
 
-def _answering(bus: Bus, answer: Callable[[], bytes], reply_prefixes: tuple[str, ...]) -> Callable[[Message], None]:
+def _answering(
+    bus: Bus, answer: Callable[[bytes], bytes], reply_prefixes: tuple[str, ...]
+) -> Callable[[Message], None]:
     def receive(message: Message) -> None:
         if not message.reply.startswith(reply_prefixes):
             return
         try:
-            bus.publish(message.reply, answer())
+            bus.publish(message.reply, answer(message.payload))
         except HTTPError as error:
             logger.warning("an answer to %s was not sent: %s", message.subject, error)
 

@@ -15,8 +15,10 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 __all__ = [
     "ANNOUNCE",
+    "DOCUMENT",
     "INFO",
     "METHOD",
+    "OPENAPI",
     "PATH",
     "PING",
     "PREFIX",
@@ -49,6 +51,9 @@ PING, INFO, STATS = "PING", "INFO", "STATS"
 #: Where services say that they start, serve and stop (docs/wire.md, discovery).
 ANNOUNCE = f"{PREFIX}.NW.ANNOUNCE"
 
+#: Where an instance answers its OpenAPI document, with its name and id behind it.
+OPENAPI = f"{PREFIX}.OPENAPI"
+
 _NAME = r"^[A-Za-z0-9_-]+$"
 _ID = r"^[A-Za-z0-9_-]{1,128}$"
 
@@ -58,6 +63,7 @@ State = Literal["starting", "up", "down"]
 #: Keys of metadata.
 METHOD, PATH, STREAMS = "http.method", "http.path", "natsweb.streams"
 WIRE, ROOT, ROUTES, STATE = "natsweb.wire", "natsweb.root", "natsweb.routes", "natsweb.state"
+DOCUMENT = "natsweb.openapi"
 
 
 #: Text that other clients leave out as `null`.
@@ -135,6 +141,11 @@ class Info(_Document):
     def routes(self) -> str:
         """A hash of its endpoints: equal for instances with the same routes, whatever they say."""
         return routes_hash(self.endpoints)
+
+    @property
+    def document(self) -> str:
+        """Size and hash of its OpenAPI document; empty if it has none."""
+        return (self.metadata or {}).get(DOCUMENT, "")
 
     @property
     def state(self) -> State:

@@ -26,7 +26,7 @@ from natsweb.routers import RouteOptions
 from natsweb.routing import WEBSOCKET
 from natsweb.security import Auth
 
-__all__ = ["Described", "document"]
+__all__ = ["Described", "document", "path_of"]
 
 _REF = "#/components/schemas/{model}"
 _PROBLEM = "application/problem+json"
@@ -79,7 +79,7 @@ def document(title: str, version: str, description: str, routes: Iterable[Descri
         described = _Operation(route, schemas, security)
         for method in [one for one in route.methods if one != WEBSOCKET]:
             operation = {"operationId": _operation_id(route, method, ids), **described.as_json()}
-            paths.setdefault(_path(route.template), {})[method.lower()] = operation
+            paths.setdefault(path_of(str(route.template)), {})[method.lower()] = operation
     info = {"title": title, "version": version} | ({"description": description} if description else {})
     found: dict[str, Any] = {"openapi": "3.1.0", "info": info, "paths": paths, "components": {}}
     found["components"]["schemas"] = _referenced(found, schemas.definitions)
@@ -88,8 +88,9 @@ def document(title: str, version: str, description: str, routes: Iterable[Descri
     return found
 
 
-def _path(template: Template) -> str:
-    return re.sub(r"<(?:path:)?([^>]+)>", r"{\1}", str(template))
+def path_of(template: str) -> str:
+    """Return a path template as OpenAPI writes it: `/orders/{id}`."""
+    return re.sub(r"<(?:path:)?([^>]+)>", r"{\1}", template)
 
 
 def _operation_id(route: Described, method: str, taken: set[str]) -> str:

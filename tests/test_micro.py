@@ -15,6 +15,7 @@ from natsweb.embedded import embedded_server
 from natsweb.member import Member
 from natsweb.micro import (
     ANNOUNCE,
+    DOCUMENT,
     METHOD,
     PATH,
     ROOT,
@@ -105,7 +106,8 @@ async def test_info_is_what_adr_32_says():
     assert {key: type(value) for key, value in said.items()} == {**COMMON, "description": str, "endpoints": list}
     assert said["type"] == "io.nats.micro.v1.info_response"
     assert (said["name"], said["version"], said["description"]) == ("shop", "1.2.3-rc.1+build", "sells things")
-    assert said["metadata"] == {WIRE: "1", ROOT: "api", ROUTES: said["metadata"][ROUTES]}
+    hashes = {key: said["metadata"][key] for key in (ROUTES, DOCUMENT)}
+    assert said["metadata"] == {WIRE: "1", ROOT: "api", **hashes}
     for endpoint in said["endpoints"]:
         assert {key: type(value) for key, value in endpoint.items()} == ENDPOINT
         assert re.fullmatch(r"[A-Za-z0-9_-]+", endpoint["name"])

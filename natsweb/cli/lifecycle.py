@@ -168,8 +168,8 @@ class Stop:
         return task.result()
 
 
-def run_until_done(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
-    """Run `main` in a fresh event loop and return its exit code."""
+def run_until_done(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run `main` in a fresh event loop and return what it returns: of most commands, the exit code."""
     try:
         import uvloop  # not on Windows
     except ImportError:

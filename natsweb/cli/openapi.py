@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from natsweb.cli.lifecycle import AppDirOption
+from natsweb.cli.console import printable
+from natsweb.cli.lifecycle import AppDirOption, ContextOption, NatsOption, connected, run_until_done
 from natsweb.errors import Mistake, SettingsError, StartError
 
 __all__ = ["CheckFailed", "command", "differences"]
@@ -35,13 +37,21 @@ def command(
     check: Annotated[
         Path | None, typer.Option("--check", metavar="FILE", help="Write nothing; exit with 1 if the file differs.")
     ] = None,
+    live: Annotated[bool, typer.Option("--live", help="Ask all services on NATS instead, and merge them.")] = False,
+    root: Annotated[
+        str, typer.Option("--root", envvar="NATSWEB_ROOT", help="With --live: subject that stands for '/'.")
+    ] = "api",
+    nats: NatsOption = None,
+    context: ContextOption = None,
     app_dir: AppDirOption = ".",
 ) -> None:
-    """Print the OpenAPI document of a service, or with --check compare it with a file."""
+    """Print the OpenAPI document of a service, or with --live of all services; --check compares it with a file."""
     if output is not None and check is not None:
         raise SettingsError("--output writes, and --check only compares", fix="drop one of them")
+    if live and app is not None:
+        raise SettingsError("--live asks the services on NATS, and takes no app", fix=f"natsweb openapi {app}")
     kind = _format(form, output or check)
-    document = _document(app, app_dir)
+    document = run_until_done(lambda: _live(root, nats, context)) if live else _document(app, app_dir)
     if check is not None:
         _check(document, check, kind)
     elif output is not None:
@@ -67,6 +77,35 @@ def _document(app: str | None, app_dir: str) -> dict[str, Any]:
                 fix="ask the framework for its own document; FastAPI has app.openapi()",
             )
         return service.openapi()
+
+
+async def _live(root: str, nats: str | None, context: str | None) -> dict[str, Any]:
+    """Return the document of all services below a root, as a gateway shows it."""
+    from natsweb.catalogue import Catalogue
+    from natsweb.discovery import survey
+    from natsweb.documents import fetch_all, newest, places
+    from natsweb.merges import Source, merge
+    from natsweb.micro import INFO, parse_info
+    from natsweb.subjects import check_root
+
+    catalogue = Catalogue(check_root(root))
+    async with connected(nats, context, "openapi") as bus:
+        for info in filter(None, map(parse_info, await survey(bus, INFO))):
+            catalogue.put(info, info.state, 0.0)
+        infos = newest(sorted([one.info for one in catalogue.instances if one.state == "up"], key=_version))
+        if not infos:
+            raise CheckFailed("no service answers", fix="start one, or name the right server with --nats")
+        documents = await fetch_all(bus, [info for info in infos if info.document])
+    for info in infos:
+        if not info.document:
+            typer.echo(f"{printable(info.name)} has no document", err=True)
+    found = [info for info in infos if info.id in documents]
+    return merge(root, [Source(one.name, one.version, documents[one.id], places(one, catalogue)) for one in found])
+
+
+def _version(info: Any) -> list[int]:
+    """Return the numbers of a version, so that 10 comes behind 9."""
+    return [int(part) for part in re.findall(r"\d{1,9}", info.version)[:3]]
 
 
 # ── formats ──────────────────────────────────────────────────────────────────────────────────────
