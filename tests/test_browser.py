@@ -134,11 +134,15 @@ class Browser:
         self._connection = connection
         self._numbers = itertools.count(1)
         self._answers: dict[int, asyncio.Future[Any]] = {}
+        #: What the browser has told of itself, for which somebody has called `enable` of a domain.
+        self.events: list[dict[str, Any]] = []
         self._reading = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
         async for message in self._connection:
             said = json.loads(message)
+            if "method" in said:
+                self.events.append(said)
             answer = self._answers.pop(said.get("id", 0), None)
             if answer is not None and not answer.done():
                 answer.set_result(said)
@@ -159,6 +163,11 @@ class Browser:
         target = await self.call("Target.createTarget", url="about:blank", newWindow=True)
         attached = await self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
         return Page(self, attached["sessionId"])
+
+    def requested(self) -> list[str]:
+        """Return the addresses that pages have asked for, after `Network.enable`."""
+        sent = [one["params"] for one in self.events if one["method"] == "Network.requestWillBeSent"]
+        return [one["request"]["url"] for one in sent]
 
     async def close(self) -> None:
         """Let go."""
@@ -336,3 +345,45 @@ async def test_pages_chat(browser: Browser, serve):
 
     await bob.call("Page.close")
     await hears(ada, "Bob has left")
+
+
+#: Keeps what the page's own policy has refused.
+LISTEN = """
+    window.refused = [];
+    addEventListener("securitypolicyviolation", (event) => refused.push(event.violatedDirective + event.blockedURI));
+    window.press = (selector) => document.querySelector(selector).click();
+"""
+
+
+async def test_the_docs_are_tried_out(browser: Browser, start: Start):
+    """`/docs` of `natsweb dev` shows the service, asks nobody but the gateway, and sends a request that is answered."""
+    dev = await start("dev", EXAMPLES / "orders" / "app.py", "--port", "0", "--no-reload")
+    url = (await dev.says(r"docs +(http://\S+)/docs\s"))[1]
+    page = await browser.new_page()
+    await page.call("Network.enable")
+    await page.call("Page.enable")
+    await page.call("Page.addScriptToEvaluateOnNewDocument", source=LISTEN)
+    await page.open(f"{url}/docs")
+    operation = '[id="operations-orders-show"]'
+    await page.until(f"document.querySelector('{operation}')")
+    assert "Show one order." in await page.text(operation)
+
+    await page.run(f"press('{operation} button.opblock-summary-control')")
+    await page.until(f"document.querySelector('{operation} .try-out__btn')")
+    await page.run(f"press('{operation} .try-out__btn')")
+    await page.until(f"document.querySelector('{operation} input:enabled')")
+    await page.run(f"document.querySelector('{operation} input').focus()")
+    await page.call("Input.insertText", text="7")
+    await page.run("document.activeElement.blur()")
+    await page.run(f"press('{operation} button.execute')")
+    await page.until(f"document.querySelector('{operation} .live-responses-table .response-col_status')")
+    await dev.says(r"GET /orders/7 200")
+    answer = f"{operation} .live-responses-table"
+    await page.until(f"document.querySelector('{answer}').textContent.includes('tea')")
+    assert "200" in await page.text(f"{answer} .response .response-col_status")
+
+    asked = browser.requested()
+    assert f"{url}/openapi.json" in asked
+    assert f"{url}/orders/7" in asked
+    assert [one for one in asked if not one.startswith((f"{url}/", "data:"))] == []
+    assert await page.run("refused") == []

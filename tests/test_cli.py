@@ -376,6 +376,27 @@ async def test_dev(natsweb: Run, tmp_path: Path) -> None:
     assert await dev.ends() == 0
 
 
+async def test_docs_are_on_in_dev_only(natsweb: Run, tmp_path: Path, nats_url: str) -> None:
+    """`dev` has docs, unless the service has its own; `gateway` has them when asked, and says where."""
+    (tmp_path / "app.py").write_text(HELLO)
+    (tmp_path / "own.py").write_text(HELLO.replace("/hello/<name>", "/docs/<name>"))
+    dev = await natsweb("dev", "--port", "0", "--no-reload")
+    docs = (await dev.says(r"docs  (\S+)"))[1]
+    assert (await get(docs)).status_code == 200
+    assert "hello" in (await get(f"{docs.removesuffix('/docs')}/openapi.json")).text
+    own = await natsweb("dev", "own", "--port", "0", "--no-reload")
+    assert (await get((await own.says(r"curl (\S+)|http  (\S+)"))[2] + "/docs")).status_code == 404
+    await own.says("stop with")
+    assert "docs  " not in own.output
+
+    common = ["gateway", "--nats", nats_url, "--root", "cli_docs", "--port", "0"]
+    gateway = await natsweb(*common, "--docs")
+    assert (await get((await gateway.says(r'"docs": "([^"]+)"'))[1])).status_code == 200
+    plain = await natsweb(*common)
+    assert (await get((await plain.says(r'"http": "([^"]+)"'))[1] + "/docs")).status_code == 404
+    assert "docs" not in plain.output.partition('"root"')[2].partition("cli_docs")[2]
+
+
 async def test_dev_uses_a_configured_server(natsweb: Run, tmp_path: Path, nats_url: str) -> None:
     """With NATS_URL set, `dev` starts no server of its own."""
     (tmp_path / "app.py").write_text(HELLO.replace('"hello")', '"hello", root="dev.configured")'))

@@ -6,6 +6,7 @@ started again when a file changes. The gateway stays up meanwhile, and holds req
 
 import asyncio
 import contextlib
+import importlib.util
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -37,6 +38,9 @@ _HOLD = 2.0
 _GRACE = 5.0
 _DEFAULT_PORT = 4222
 
+#: Paths of services that the docs would hide: an application at the top often has its own.
+_DOCS = ("/docs", "/openapi.json", "/<path:")
+
 
 def command(
     app: Annotated[
@@ -53,6 +57,10 @@ def command(
     context: ContextOption = None,
     timeout: Annotated[float, typer.Option("--timeout", metavar="SECONDS", help="Time a request may take.")] = 10.0,
     reload: Annotated[bool, typer.Option("--reload/--no-reload", help="Start the service again on change.")] = True,
+    docs: Annotated[
+        bool | None,
+        typer.Option("--docs/--no-docs", help="Answer /openapi.json and /docs; without, unless the service does."),
+    ] = None,
     mount: MountOption = None,
     name: NameOption = None,
     app_dir: AppDirOption = ".",
@@ -76,7 +84,7 @@ def command(
     flags = [*(["--nats", nats] if nats else []), *(["--context", context] if context else [])]
     settings = nats_settings(nats, context)
     folders = list(dict.fromkeys([target.folder.resolve(), Path.cwd()])) if reload else []
-    gateway = {"root": root, "host": host, "port": port, "timeout": timeout}
+    gateway = {"root": root, "host": host, "port": port, "timeout": timeout, "docs": docs}
     finish(run_until_done(lambda: _develop(settings, [*arguments, *flags], folders, gateway)))
 
 
@@ -159,10 +167,11 @@ async def _serve(
     from natsweb.gateway import Gateway
 
     root = announced[0]["root"]
-    async with Gateway(root, bus=bus, timeout=options["timeout"]) as gateway:
+    docs = options["docs"] if options["docs"] is not None else _may_have_docs(announced)
+    async with Gateway(root, bus=bus, timeout=options["timeout"], docs=docs) as gateway:
         front = Front(gateway, host=options["host"], port=options["port"], grace=_GRACE, log=True)
         await front.start()
-        _print_banner(front.url, bus.server, announced, private=private, reload=bool(folders))
+        _print_banner(front.url, bus.server, announced, private=private, reload=bool(folders), docs=docs)
         exchange = gateway.exchange
         shown = announced
 
@@ -192,10 +201,20 @@ def _example(announced: list[dict[str, Any]]) -> str | None:
     return next((row["path"] for row in rows if row["method"] == "GET" and "<" not in row["path"]), None)
 
 
-def _print_banner(http: str, nats: str, announced: list[dict[str, Any]], *, private: bool, reload: bool) -> None:
+def _may_have_docs(announced: list[dict[str, Any]]) -> bool:
+    """Tell whether docs can be there unasked: their files are, and no route of the service would be hidden."""
+    hidden = any(row["path"].startswith(_DOCS) for one in announced for row in one["routes"])
+    return importlib.util.find_spec("swagger_ui_bundle") is not None and not hidden
+
+
+def _print_banner(
+    http: str, nats: str, announced: list[dict[str, Any]], *, private: bool, reload: bool, docs: bool
+) -> None:
     names = ", ".join(f"{one['service']} {one['version']}" for one in announced)
     typer.echo(typer.style(f"natsweb dev: {names}", bold=True), err=True)
     typer.echo(f"  http  {http}", err=True)
+    if docs:
+        typer.echo(f"  docs  {http}/docs", err=True)
     typer.echo(f"  nats  {nats}{' (a private nats-server)' if private else ''}", err=True)
     _print_routes(announced)
     if example := _example(announced):

@@ -84,6 +84,9 @@ def command(
         bool, typer.Option("--known-only", help="404 at once for what no service has claimed, without asking NATS.")
     ] = False,
     health: Annotated[bool, typer.Option("--health/--no-health", help="Answer /healthz and /readyz.")] = True,
+    docs: Annotated[
+        bool, typer.Option("--docs/--no-docs", help="Answer /openapi.json and /docs: what all services offer.")
+    ] = False,
     app_dir: AppDirOption = ".",
     grace: GraceOption = 25.0,
     wait: WaitOption = 0.0,
@@ -115,6 +118,7 @@ def command(
         "discovery": discovery,
         "known_only": known_only,
         "health": health,
+        "docs": docs,
         "ws_max_size": ws_max_size,
         "roots": roots,
         "rules": rules,
@@ -184,7 +188,8 @@ async def _serve(
         async with Gateway(root, bus=bus, **options) as gateway:
             front = Front(gateway, host=host, port=port, grace=grace)
             await front.start()
-            print_ready("natsweb gateway", {"http": front.url, "nats": bus.server, "root": _words(gateway)})
+            facts = {"http": front.url, "nats": bus.server, "root": _words(gateway)}
+            print_ready("natsweb gateway", {**facts, **({"docs": f"{front.url}/docs"} if options["docs"] else {})})
             await stop.before(front.wait())
             return 0 if await front.stop() else 5
     finally:

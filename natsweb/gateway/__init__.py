@@ -12,9 +12,10 @@ from typing import Literal, TypeVar
 
 from natsweb.bus import Bus
 from natsweb.discovery import Directory
-from natsweb.errors import HTTPError, Mistake, NatsRefused, NatsUnreachable
+from natsweb.errors import HTTPError, Mistake, NatsRefused, NatsUnreachable, SettingsError
 from natsweb.exchange import Exchange
 from natsweb.flights import nats_down
+from natsweb.gateway.docs import Docs
 from natsweb.gateway.filters import Filters, OnGatewayError, echo
 from natsweb.gateway.http import AsgiUpload, CutOff, carry, refuse, send_response
 from natsweb.gateway.scopes import Receive, Scope, Send, bare_host, host_of, path_below_mount, to_incoming
@@ -50,7 +51,8 @@ class Gateway:
     ASGI startup, or, mounted in another app, at the first request.
 
     With `discovery` it knows which services are there and names the one that is meant; with `known_only`, what
-    no service has claimed is 404 at once, without asking NATS. `health` answers `/healthz` and `/readyz` itself.
+    no service has claimed is 404 at once, without asking NATS. `health` answers `/healthz` and `/readyz` itself, `docs`
+    `/openapi.json` and `/docs`: the documents of all services as one, and a page for people, behind the filters.
     `ws_max_size` is the largest WebSocket message in bytes.
 
     `roots` are further roots, by host or path: `{"admin.example.com": "api.admin", "/staging": "api.staging"}`. `rules`
@@ -59,7 +61,8 @@ class Gateway:
     instead of the services: no NATS is needed then. With `wire="nats-proxy"` the services are those of that library.
     `reply_prefixes` are where services may be told to stop, to go on, or to send more: inboxes.
 
-    Raises `SettingsError` for a root that could reach system subjects.
+    Raises `SettingsError` for a root that could reach system subjects, and `docs` without a catalogue; `StartError` if
+    what `docs` needs is not installed.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Gateway:
         discovery: bool = True,
         known_only: bool = False,
         health: bool = True,
+        docs: bool = False,
         ws_max_size: int = MAX_MESSAGE,
         roots: Mapping[str, str] | None = None,
         rules: Rules | None = None,
@@ -97,6 +101,11 @@ class Gateway:
         self._discovery = discovery
         self._known_only = known_only
         self._health = health
+        if docs and not (discovery and exchange is None and wire == "natsweb"):
+            raise SettingsError(
+                "docs are made of what the catalogue knows, and this gateway has none", fix="leave docs=True out"
+            )
+        self._docs = Docs(self.sites, self.rules) if docs else None
         self.ws_max_size = ws_max_size
         self._exchange: Exchange | None = None
         self._exchanges: dict[str, Exchange] = {}
@@ -135,6 +144,8 @@ class Gateway:
                 ):
                     self._directories.append(directory)
                 self._exchanges[root] = exchange
+            if self._docs is not None:
+                self._docs.fleet.start(bus, {one.catalogue.root: one for one in self._directories})
             self.directory = self._directories[0] if self._directories else None
             self._exchange = self._exchanges[self.root]
 
@@ -151,7 +162,8 @@ class Gateway:
 
     async def _look_around(self, bus: Bus, exchange: Exchange) -> Directory | None:
         """Return the directory of services, complete; None if NATS does not let this user have one."""
-        directory = Directory(bus, exchange.root, on_change=exchange.turn, on_gone=exchange.gone)
+        on_change = functools.partial(self._turn, exchange)
+        directory = Directory(bus, exchange.root, on_change=on_change, on_gone=exchange.gone)
         try:
             await directory.start()
         except (HTTPError, NatsRefused) as error:
@@ -162,10 +174,17 @@ class Gateway:
         exchange.known_only = self._known_only
         return directory
 
+    def _turn(self, exchange: Exchange) -> None:
+        exchange.turn()
+        if self._docs is not None:
+            self._docs.fleet.changed()
+
     async def stop(self) -> None:
         """Close the connection, if it is the gateway's own."""
         self._exchange = self.directory = None
         self._exchanges.clear()
+        if self._docs is not None:
+            await self._docs.fleet.stop()
         directories, self._directories = self._directories, []
         for directory in directories:
             await directory.stop()
@@ -220,7 +239,7 @@ class Gateway:
 
     async def _carry(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.sees_requests:
-            endpoint = self._handler or functools.partial(self._forward, host_of(scope))
+            endpoint = self._handler or functools.partial(self._forward, scope)
             await carry_seen(self._filters, endpoint, scope, receive, send)
             return
         try:
@@ -228,11 +247,19 @@ class Gateway:
         except HTTPError as error:
             await refuse(error, AsgiUpload(receive), scope, send)
             return
-        exchange, path = self.pick(host_of(scope), path_below_mount(scope))
+        host, path = host_of(scope), path_below_mount(scope)
+        if self._docs is not None and self._docs.takes(scope["method"], path):
+            response = await self._docs.answer(path, scope["headers"], host, scope.get("root_path", ""))
+            await send_response(response, scope["method"], send)
+            return
+        exchange, path = self.pick(host, path)
         await carry(exchange, path, scope, receive, send)
 
-    async def _forward(self, host: bytes, request: Request) -> Response:
+    async def _forward(self, scope: Scope, request: Request) -> Response:
         await self._started()
+        host = host_of(scope)
+        if self._docs is not None and self._docs.takes(request.method, plain := request.path.encode()):
+            return await self._docs.answer(plain, request.headers.fields, host, scope.get("root_path", ""))
         exchange, path = self.pick(host, request.raw_path.encode("latin-1"))
         return await forward(exchange, request, path)
 
@@ -307,7 +334,8 @@ class Gateway:
     @property
     def here(self) -> frozenset[bytes]:
         """The paths that this gateway answers itself."""
-        return frozenset([b"/healthz", b"/readyz"]) if self._health else frozenset()
+        own = [b"/healthz", b"/readyz"] if self._health else []
+        return frozenset([*own, *(self._docs.paths if self._docs else ())])
 
     @property
     def is_ready(self) -> bool:

@@ -47,6 +47,11 @@ class Sites:
         return list(dict.fromkeys([self.default.root, *[one.root for one in self._others]]))
 
     @property
+    def all(self) -> list[Site]:
+        """All of them, the most specific first."""
+        return [*self._others, self.default]
+
+    @property
     def are_several(self) -> bool:
         """Whether there is more than one."""
         return bool(self._others)
