@@ -15,7 +15,7 @@ from typing import Any
 from natsweb.bus import Bus, request
 from natsweb.catalogue import Catalogue
 from natsweb.errors import BadReply, HTTPError, TimeUp
-from natsweb.merges import Place, parse
+from natsweb.merges import Place, parse, shape_of
 from natsweb.micro import DOCUMENT, OPENAPI, Info
 from natsweb.openapi import path_of
 from natsweb.subjects import to_path, tokens_below
@@ -147,7 +147,7 @@ def places(
     front: Sequence[str] = (),
     shows: Callable[[str, Sequence[str]], bool] = lambda subject, tokens: True,
 ) -> dict[str, list[Place]]:
-    """Return where the paths of an instance's document are found below the root of `catalogue`.
+    """Return where the paths of an instance's document are found below the root of `catalogue`, by their shapes.
 
     Only endpoints count that it has, and methods that no other service is asked for in its stead. `front` are tokens
     that stand before all paths; `shows` tells of a subject pattern, and its tokens with those, whether it is shown.
@@ -165,5 +165,5 @@ def places(
         path = to_path([*front, *tokens[:added]]).rstrip("/") + "".join([f"/{path_of(one)}" for one in segments[cut:]])
         methods = [one for one in endpoint.methods if catalogue.claimant(one, tokens) in (None, info.name)]
         place = Place(path or "/", frozenset(methods) if endpoint.methods else None)
-        found.setdefault(path_of(template), []).append(place)
+        found.setdefault(shape_of(path_of(template)), []).append(place)
     return found

@@ -9,7 +9,7 @@ import re
 from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["Place", "Source", "merge", "parse"]
+__all__ = ["Paths", "Place", "Source", "merge", "parse", "shape_of"]
 
 _METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
 _COMPONENTS = "#/components/"
@@ -27,7 +27,7 @@ class Place(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A service, its document, and the places of the document's paths; a path without one is left out."""
+    """A service, its document, and the places of the document's paths by their shapes; what has none is left out."""
 
     name: str
     version: str
@@ -56,6 +56,27 @@ def merge(title: str, sources: Iterable[Source]) -> dict[str, Any]:
     return merged.document({"title": title, "version": ", ".join(versions) or "0"})
 
 
+class Paths:
+    """The paths of a document, with operations by method: `items`.
+
+    Paths that differ in the names of their captures only are one (OpenAPI 3.1.0, Paths Object): the first is taken.
+    """
+
+    def __init__(self) -> None:
+        self.items: dict[str, dict[str, Any]] = {}
+        self._by_shape: dict[str, str] = {}
+
+    def put(self, path: str, method: str, operation: dict[str, Any]) -> None:
+        """Put an operation in its place, with the names that its path has there; the first of two stays."""
+        there = self._by_shape.setdefault(shape_of(path), path)
+        if there != path:
+            names = dict(zip(_captures(path), _captures(there), strict=True))
+            for one in operation.get("parameters", ()):
+                if one.get("in") == "path" and one.get("name") in names:
+                    one["name"] = names[one["name"]]
+        self.items.setdefault(there, {}).setdefault(method, operation)
+
+
 class _Component(NamedTuple):
     """A component as its service has it, the final names of what it refers to, and its final form."""
 
@@ -68,8 +89,7 @@ class _Merged:
     """A document that grows by one service after another."""
 
     def __init__(self) -> None:
-        self._paths: dict[str, dict[str, Any]] = {}
-        self._by_shape: dict[str, str] = {}
+        self._paths = Paths()
         self._components: dict[_Key, _Component] = {}
         self._ids: set[str] = set()
         self._tags: dict[str, dict[str, Any]] = {}
@@ -80,7 +100,7 @@ class _Merged:
         components: dict[str, dict[str, Any]] = {"schemas": {}}
         for (section, name), one in sorted(self._components.items(), key=lambda item: item[0]):
             components.setdefault(section, {})[name] = one.value
-        paths = {path: self._paths[path] for path in sorted(self._paths)}
+        paths = dict(sorted(self._paths.items.items()))
         tags = [self._tags[name] for name in sorted(self._tags)]
         return {"openapi": "3.1.0", "info": info, "paths": paths, "components": components, "tags": tags}
 
@@ -95,7 +115,7 @@ class _Merged:
                 own = {one: finals[one] for one in _references(raw) if one in finals}
                 self._components[final] = _Component(raw, own, _renamed(raw, finals))
         for path, method, operation in operations:
-            self._put(path, method, self._finish(_renamed(operation, finals), source, finals))
+            self._paths.put(path, method, self._finish(_renamed(operation, finals), source, finals))
         self._add_tags(source)
 
     def _final_names(self, service: str, used: Mapping[_Key, Any]) -> dict[_Key, str]:
@@ -145,19 +165,6 @@ class _Merged:
             ]
         return operation
 
-    def _put(self, path: str, method: str, operation: dict[str, Any]) -> None:
-        """Put an operation in its place; a path that differs from another one in names only takes over those."""
-        there = self._by_shape.setdefault(re.sub(r"\{[^}]*\}", "{}", path), path)
-        methods = self._paths.setdefault(there, {})
-        if method in methods:
-            return
-        if there != path:
-            names = dict(zip(_captures(path), _captures(there), strict=True))
-            for one in operation.get("parameters", ()):
-                if one.get("in") == "path" and one.get("name") in names:
-                    one["name"] = names[one["name"]]
-        methods[method] = operation
-
     def _add_tags(self, source: Source) -> None:
         """Take over the descriptions of tags that are in use, and describe the service's own."""
         own = {"name": source.name, "description": _mapping(source.document.get("info")).get("description", "")}
@@ -190,7 +197,7 @@ def _operations(source: Source) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield path, method and operation of all that has a place, with what the document says for all of them."""
     document = source.document
     for path, item in _mapping(document.get("paths")).items():
-        for place in source.places.get(path, ()):
+        for place in source.places.get(shape_of(path), ()):
             for method, operation in _mapping(item).items():
                 if method not in _METHODS or not isinstance(operation, dict):
                     continue
@@ -201,7 +208,8 @@ def _operations(source: Source) -> Iterator[tuple[str, str, dict[str, Any]]]:
                     found["parameters"] = parameters
                 if "security" not in found and "security" in document:
                     found["security"] = document["security"]
-                yield place.path, method, found
+                names = iter(_captures(path))
+                yield re.sub(r"\{[^}]*\}", lambda _: f"{{{next(names)}}}", place.path), method, found  # noqa: B023
 
 
 def _parameters(item: Mapping[str, Any], operation: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -306,6 +314,11 @@ def _numbered(wanted: str, taken: Container[str]) -> str:
         number += 1
         name = f"{wanted}_{number}"
     return name
+
+
+def shape_of(path: str) -> str:
+    """Return what paths have in common that differ in names only: `/orders/{}`."""
+    return re.sub(r"\{[^}]*\}", "{}", path)
 
 
 def _captures(path: str) -> list[str]:

@@ -4,19 +4,21 @@ pydantic writes the schemas; here is how parameters, bodies, answers and securit
 Knows routes by what `Described` says; it calls no handler.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import NoneType
 from typing import Any, NamedTuple, Protocol, get_origin
 
 from pydantic import BaseModel, TypeAdapter
-from pydantic.json_schema import JsonSchemaMode
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue, JsonSchemaWarningKind
 
 from natsweb.annotations import is_list, is_object, is_upload, strip
 from natsweb.binding import Parameter
 from natsweb.errors import phrase
 from natsweb.feeds import FeedType
 from natsweb.files import FileResponse
+from natsweb.merges import Paths
 from natsweb.messages import Response
 from natsweb.params import Body, File, Header
 from natsweb.paths import Template
@@ -31,6 +33,8 @@ __all__ = ["Described", "document", "path_of"]
 _REF = "#/components/schemas/{model}"
 _PROBLEM = "application/problem+json"
 _WITH_SCHEMA = ("application/json", "text/event-stream", "application/x-ndjson")
+_ANYTHING = "*/*"
+_SUCCESS = "2XX"
 _PLACES = ("path", "query", "header", "cookie")
 
 
@@ -58,9 +62,9 @@ class Described(Protocol):
 
 
 class _Answer(NamedTuple):
-    """One successful answer: its status, content type (None without content) and type."""
+    """One successful answer: its status or a range of them, content type (None without content) and type."""
 
-    status: int
+    status: int | str
     media_type: str | None
     annotation: Any
 
@@ -72,16 +76,16 @@ def document(title: str, version: str, description: str, routes: Iterable[Descri
     for route in shown:
         schemas.collect(route)
     schemas.compile()
-    paths: dict[str, dict[str, Any]] = {}
+    paths = Paths()
     security: dict[str, Any] = {}
     ids: set[str] = set()
-    for route in shown:
+    for route in sorted(shown, key=lambda one: one.template.tail is not None):
         described = _Operation(route, schemas, security)
         for method in [one for one in route.methods if one != WEBSOCKET]:
             operation = {"operationId": _operation_id(route, method, ids), **described.as_json()}
-            paths.setdefault(path_of(str(route.template)), {})[method.lower()] = operation
+            paths.put(path_of(str(route.template)), method.lower(), operation)
     info = {"title": title, "version": version} | ({"description": description} if description else {})
-    found: dict[str, Any] = {"openapi": "3.1.0", "info": info, "paths": paths, "components": {}}
+    found: dict[str, Any] = {"openapi": "3.1.0", "info": info, "paths": paths.items, "components": {}}
     found["components"]["schemas"] = _referenced(found, schemas.definitions)
     if security:
         found["components"]["securitySchemes"] = security
@@ -135,14 +139,16 @@ def _answers(route: Described) -> Iterator[_Answer]:
         kind = get_origin(part) or part
         body = body_of(part)
         if isinstance(kind, type) and issubclass(kind, FileResponse):
-            yield _Answer(200, "application/octet-stream", bytes)
+            yield from [_Answer(200, _ANYTHING, None), _Answer(206, _ANYTHING, None)]
         elif isinstance(kind, type) and issubclass(kind, Response):
-            yield _Answer(status or 200, None, None)
+            yield _Answer(status or _SUCCESS, None if status in (204, 205, 304) else _ANYTHING, None)
         else:
             own = 201 if isinstance(kind, type) and issubclass(kind, Created) else status
             is_reply = isinstance(kind, type) and issubclass(kind, Reply)
             for inner in union_parts(body) if is_reply else (body,):
                 yield _answer(inner, own)
+                if inner is Any:  # None, text and bytes are answered as they are
+                    yield from [_Answer(own or 200, _ANYTHING, None), _Answer(own or 204, None, None)]
 
 
 def _answer(body: Any, status: int | None) -> _Answer:
@@ -154,6 +160,23 @@ def _answer(body: Any, status: int | None) -> _Answer:
 
 
 # ── schemas ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Generator(GenerateJsonSchema):
+    """pydantic's own, where what JSON schema cannot tell of is no failure: it may be anything then."""
+
+    ignored_warning_kinds: set[JsonSchemaWarningKind] = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012
+
+    def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> JsonSchemaValue:
+        """Return the schema of a type that has none."""
+        return {}
+
+    def default_schema(self, schema: Any) -> JsonSchemaValue:
+        """Return the schema of something with a default, which is left out if JSON has no such number."""
+        found = super().default_schema(schema)
+        if isinstance(default := schema.get("default"), float) and not math.isfinite(default):
+            found.pop("default", None)
+        return found
 
 
 class _Schemas:
@@ -183,7 +206,7 @@ class _Schemas:
         inputs: list[tuple[int, JsonSchemaMode, TypeAdapter[Any]]] = [
             (number, mode, adapter) for (number, mode), adapter in self._types.items()
         ]
-        found, rest = TypeAdapter.json_schemas(inputs, ref_template=_REF)
+        found, rest = TypeAdapter.json_schemas(inputs, ref_template=_REF, schema_generator=_Generator)
         self._found = dict(found)
         self.definitions = rest.get("$defs", {})
 
@@ -335,7 +358,8 @@ class _Operation:
     def _responses(self, secured: bool) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for answer in _answers(self._route):
-            entry = found.setdefault(str(answer.status), {"description": phrase(answer.status)})
+            words = "Any success" if isinstance(answer.status, str) else phrase(answer.status)
+            entry = found.setdefault(str(answer.status), {"description": words})
             if answer.media_type is None:
                 continue
             schema: dict[str, Any] = {}
@@ -386,9 +410,14 @@ def _words(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _default(value: Any) -> dict[str, Any]:
     try:
-        return {"default": TypeAdapter(Any).dump_python(value, mode="json")}
+        found = TypeAdapter(Any).dump_python(value, mode="json")
     except ValueError:
         return {}
+    return {"default": found} if value is None or (found is not None and math.isfinite(_number(found))) else {}
+
+
+def _number(value: Any) -> float:
+    return value if isinstance(value, float) else 0.0
 
 
 def _style(one: Parameter) -> dict[str, Any]:

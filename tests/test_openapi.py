@@ -1,5 +1,6 @@
 """From routes to an OpenAPI 3.1 document: every kind of input, answer and security scheme, and always a valid one."""
 
+import json
 from collections.abc import AsyncIterator
 from enum import Enum
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -225,6 +226,9 @@ REF = {"$ref": "#/components/schemas/Order"}
 ORDER = {"application/json": {"schema": REF}}
 
 
+ANYTHING: dict[str, Any] = {"*/*": {"schema": {}}}
+
+
 @pytest.mark.parametrize(
     ("annotation", "options", "expected"),
     [
@@ -237,9 +241,13 @@ ORDER = {"application/json": {"schema": REF}}
         (Order | None, {}, {"200": ORDER, "204": None}),
         (list[Order], {}, {"200": {"application/json": {"schema": {"type": "array", "items": REF}}}}),
         (bytes, {}, {"200": {"application/octet-stream": {"schema": {}}}}),
-        (Response, {}, {"200": None}),
-        (FileResponse, {}, {"200": {"application/octet-stream": {"schema": {}}}}),
-        (Order | Response, {}, {"200": ORDER}),
+        (Response, {}, {"2XX": ANYTHING}),
+        (Response, {"status": 201}, {"201": ANYTHING}),
+        (Response, {"status": 204}, {"204": None}),
+        (FileResponse, {}, {"200": ANYTHING, "206": ANYTHING}),
+        (Order | Response, {}, {"200": ORDER, "2XX": ANYTHING}),
+        (Any, {}, {"200": {"application/json": {"schema": {}}, **ANYTHING}, "204": None}),
+        (Any, {"status": 202}, {"202": {"application/json": {"schema": {}}, **ANYTHING}}),
     ],
     ids=str,
 )
@@ -363,3 +371,61 @@ async def test_equal_names_of_different_models() -> None:
     given = operation["responses"]["200"]["content"]["application/json"]["schema"]["$ref"]
     assert taken != given
     assert {taken.rpartition("/")[2], given.rpartition("/")[2]} <= set(document["components"]["schemas"])
+
+
+class Opaque:
+    """A type that pydantic has no JSON schema for."""
+
+
+class Holding(BaseModel):
+    """A model with something in it that JSON schema cannot tell of."""
+
+    model_config = {"arbitrary_types_allowed": True}
+
+    opaque: Opaque | None = None
+    name: str = "x"
+
+
+async def test_types_without_a_schema() -> None:
+    """What JSON schema cannot tell of may be anything; the rest is described all the same."""
+
+    async def handler(holding: Holding, odd: complex = 1j) -> Holding: ...
+
+    operation, document = described(handler)
+    [parameter] = operation["parameters"]
+    assert parameter["name"] == "odd"
+    assert document["components"]["schemas"]["Holding"]["properties"]["name"]["type"] == "string"
+
+
+async def test_defaults_that_json_has_not() -> None:
+    """Infinity is no JSON: such a default is left out, on its own and in a model."""
+
+    class Bounds(BaseModel):
+        most: float = float("inf")
+
+    async def handler(bounds: Bounds, most: float = float("inf"), least: float = float("nan")) -> None: ...
+
+    operation, document = described(handler)
+    json.dumps(document, allow_nan=False)
+    assert all("default" not in one["schema"] for one in operation["parameters"])
+
+
+async def test_paths_that_differ_in_names_only() -> None:
+    """OpenAPI takes `/x/{id}` and `/x/{number}` for one path: the first name is everybody's."""
+    svc = Service("names")
+
+    @svc.get("/x/<id>")
+    async def show(id: int) -> str: ...
+
+    @svc.post("/x/<number>")
+    async def change(number: int, id: str = "") -> str: ...
+
+    @svc.get("/x/<path:rest>")
+    async def tail(rest: str) -> str: ...
+
+    document = svc.openapi()
+    validate(document)
+    [item] = document["paths"].values()
+    names = {method: {(one["in"], one["name"]) for one in item[method]["parameters"]} for method in item}
+    assert names == {"get": {("path", "id")}, "post": {("path", "id"), ("query", "id")}}
+    assert item["get"]["operationId"] == "show"
