@@ -351,6 +351,8 @@ class _Operation:
             schema = self._schemas.of(one.annotation)
             if isinstance(one.marker, File) and strip(one.annotation) is bytes:
                 schema = {"type": "string", "format": "binary"} | _words(schema)
+            elif one.source == "form" and one.required and schema.get("type") == "string":
+                schema = {"minLength": 1} | schema  # a field that was left empty is missing
             properties[one.key] = schema if one.required else schema | _default(one.default)
             required += [one.key] if one.required else []
         return {"type": "object", "properties": properties} | ({"required": required} if required else {})

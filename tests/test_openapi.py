@@ -207,7 +207,7 @@ async def test_forms() -> None:
 
     assert content(described(login)[0])["application/x-www-form-urlencoded"] == {
         "type": "object",
-        "properties": {"name": {"type": "string"}, "remember": {"type": "boolean", "default": False}},
+        "properties": {"name": {"type": "string", "minLength": 1}, "remember": {"type": "boolean", "default": False}},
         "required": ["name"],
     }
     binary = {"type": "string", "format": "binary"}
