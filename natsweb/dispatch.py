@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
+from natsweb import current
 from natsweb.annotations import name_of
 from natsweb.errors import HandlerFailed, HTTPError, NoRoute, TooLarge, WebSocketClosed
 from natsweb.headers import Headers
@@ -76,17 +77,22 @@ class Dispatcher:
         `asyncio.CancelledError`, of whoever cancels this call.
         """
         if type(call) is Call:
+            if current.is_wanted:
+                current.take_up(call)
             return self._behind_middleware(call.request(), call) if self._around_all else self._dispatch(call, call)
         return self._complete(call.request())
 
     async def _complete(self, request: Request) -> Response:
         owner = Call(request.method, [])
         pieces = None
+        before = current.take_up(request) if current.is_wanted else None
         try:
             response = await self._behind_middleware(request, owner)
             pieces = response.pieces
             return response
         finally:
+            if before is not None:
+                current.leave(before)
             if owner.counter is not None:
                 owner.counter.abandon()
             if owner.after is not None:
@@ -97,6 +103,8 @@ class Dispatcher:
 
     async def _behind_middleware(self, request: Request, owner: Call) -> Response:
         def endpoint(request: Request) -> Coroutine[Any, Any, Response]:
+            if current.is_wanted:
+                current.take_up(request)
             return self._dispatch(request, owner)
 
         def caught(error: BaseException, request: Request) -> Coroutine[Any, Any, Response]:

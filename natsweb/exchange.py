@@ -196,6 +196,8 @@ class Exchange:
         incoming.timeout = self.timeout
         if self._excluded or self._times:
             self._look_up(incoming)
+        if incoming.limit is not None:
+            incoming.timeout = min(incoming.timeout, incoming.limit)
         owner = None
         if self.directory is not None:
             owner = self.directory.owner(WEBSOCKET if incoming.upgrade else incoming.method, self._tokens(incoming))

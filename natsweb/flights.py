@@ -93,13 +93,15 @@ class Incoming:
     `raw_path` is still percent-encoded and below the gateway's mount; `fields` are the lines that may cross, as
     `Exchange.encode_fields` gives them. What the exchange makes of it stays with it, until services come or go:
     clients repeat their requests, and a door may launch the same one again. `owner` is the service that is meant.
-    With `more`, the body goes on in a stream, of `length` bytes if that is known; `upgrade` asks for a WebSocket.
+    With `more`, the body goes on in a stream; `upgrade` asks for a WebSocket. `limit` is how many seconds the answer
+    may take at most, whatever the exchange allows, None for no such bound.
     """
 
     __slots__ = (
         "client",
         "fields",
         "head",
+        "limit",
         "method",
         "more",
         "owner",
@@ -139,6 +141,7 @@ class Incoming:
         self.head: RequestHead | None = None
         self.owner: Owner | None = None
         self.turn = 0
+        self.limit: float | None = None
 
     def __repr__(self) -> str:
         return f"<Incoming {self.method} {self.raw_path.decode('latin-1')}>"

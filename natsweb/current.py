@@ -1,0 +1,40 @@
+"""The request that is being handled, for what acts on its behalf: calls of other services go on with its time and ids.
+
+Nothing is noted, and nothing spent, until something in this process is interested: see `want`. Knows requests; it
+knows no handlers.
+"""
+
+from contextvars import ContextVar, Token
+from typing import TypeAlias
+
+from natsweb.messages import Call, Request
+
+__all__ = ["current_request", "leave", "take_up", "want"]
+
+Before: TypeAlias = "Token[Call | Request | None]"
+
+_under_way: ContextVar[Call | Request | None] = ContextVar("natsweb_request", default=None)
+
+# Whether requests are to be noted. Whoever answers them looks here, since to note one takes 0.1 us (tests/benchmarks).
+is_wanted = False
+
+
+def want() -> None:
+    """Have requests noted from now on, in all of this process."""
+    global is_wanted
+    is_wanted = True
+
+
+def take_up(call: Call | Request) -> Before:
+    """Note a request as the one that this task is about; return what `leave` takes."""
+    return _under_way.set(call)
+
+
+def leave(before: Before) -> None:
+    """Go back to what this task was about before."""
+    _under_way.reset(before)
+
+
+def current_request() -> Call | Request | None:
+    """Return the request that this task is about, None outside of handlers."""
+    return _under_way.get()
