@@ -3,19 +3,20 @@
 nats-py connects, logs in, does TLS and reconnects. What outlives a client of its is ours (`link`): nats-py closes
 itself for good on most server errors; then a new client is built and everything is subscribed again. Bytes go one
 of two ways: `fast`, raw frames past nats-py's queues and parsers, or, where its insides differ from what `fast`
-was written for, `public`, its public API.
+was written for, `public`, its public API. `adopted` is a client that somebody else has connected.
 """
 
 import asyncio
 import logging
 
 from natsweb.errors import NatsUnreachable
+from natsweb.natsbus.adopted import AdoptedBus, adopt
 from natsweb.natsbus.fast import FastBus, fits
 from natsweb.natsbus.link import NatsBus
 from natsweb.natsbus.public import PublicBus
 from natsweb.settings import Nats
 
-__all__ = ["FastBus", "NatsBus", "PublicBus", "connect"]
+__all__ = ["AdoptedBus", "FastBus", "NatsBus", "PublicBus", "adopt", "connect"]
 
 logger = logging.getLogger("natsweb.nats")
 

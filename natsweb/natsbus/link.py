@@ -270,6 +270,9 @@ class NatsBus(Asking):
         if self._rebuilder is not None:
             self._rebuilder.cancel()
             await asyncio.gather(self._rebuilder, return_exceptions=True)
+        await self._close_client()
+
+    async def _close_client(self) -> None:
         await close_quietly(self._client)
 
 

@@ -122,13 +122,17 @@ class PublicBus(NatsBus):
 
     async def _subscribe(self, client: RawClient, subscription: LinkSubscription) -> None:
         async def receive(message: Msg) -> None:
-            block = message.headers.block if isinstance(message.headers, RawHeaders) else None
+            block = self._block(message.headers, message.data)
             try:
                 subscription.receive(Message(message.subject, message.reply, block, message.data))
             except Exception:
                 logger.exception("receiving on %s failed", subscription.subject)
 
         subscription.current = await client.subscribe(subscription.subject, subscription.queue, cb=receive)
+
+    def _block(self, headers: Any, payload: bytes) -> bytes | None:
+        """Return the header block of a message of nats-py's."""
+        return headers.block if isinstance(headers, RawHeaders) else None
 
     def _unsubscribe(self, subscription: LinkSubscription) -> None:
         client, current = self._client, subscription.current
