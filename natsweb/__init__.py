@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from natsweb.client import Client as Client
     from natsweb.errors import HTTPError as HTTPError
     from natsweb.errors import WebSocketClosed as WebSocketClosed
     from natsweb.feeds import Event as Event
@@ -66,6 +67,7 @@ _HOMES = {
     "Basic": "security",
     "Bearer": "security",
     "Body": "params",
+    "Client": "client",
     "Cookie": "params",
     "Created": "replies",
     "Credentials": "security",
@@ -117,6 +119,7 @@ __all__ = [
     "Basic",
     "Bearer",
     "Body",
+    "Client",
     "Cookie",
     "Created",
     "Credentials",

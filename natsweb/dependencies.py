@@ -15,6 +15,7 @@ from natsweb.annotations import Place, allows_none, line_of, name_of, produced_b
 from natsweb.binding import Need, Plan
 from natsweb.errors import DeclarationError
 from natsweb.forms import has_parser
+from natsweb.given import is_given
 from natsweb.messages import Call, Request
 from natsweb.params import Depends
 from natsweb.paths import Template
@@ -167,6 +168,12 @@ class _Graph:
         if original is None:
             raise self._mistake(
                 f"parameter {need.name!r} depends on nothing that can be called", "write Depends(get_db)", chain
+            )
+        if is_given(original):
+            raise self._mistake(
+                f"a {name_of(original)} is handed over by the service, and parameter {need.name!r} depends on it",
+                f"write {need.name}: {name_of(original)}",
+                chain,
             )
         key: tuple[Any, ...] = (identity_of(original), depends.scope, depends.inline)
         chain = (*chain, _Link(key, name_of(original), line_of(original)))

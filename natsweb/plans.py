@@ -30,6 +30,7 @@ from natsweb.annotations import (
 )
 from natsweb.binding import MISSING, BodySlot, ModelSlot, Need, Parameter, Plan, TextSlot
 from natsweb.errors import DeclarationError
+from natsweb.given import is_given
 from natsweb.markers import marker_of
 from natsweb.messages import Request, Response
 from natsweb.params import Body, Cookie, Depends, File, Form, Header, Marker, Path, Query, UploadFile
@@ -95,7 +96,7 @@ class _Compiler:
             self._needs.append(Need(name, marker, annotation))
         elif marker is None and not captured and (socket := socket_type(annotation, name, self._place)) is not None:
             self._given.append((name, socket))
-        elif marker is None and (kind is Request or kind in self._services) and not captured:
+        elif marker is None and (kind is Request or kind in self._services or is_given(kind)) and not captured:
             self._given.append((name, kind))
         elif marker is None and kind in (AsyncIterator, AsyncIterable) and not captured:
             self._stream(name, annotation, default)

@@ -131,12 +131,17 @@ class Recipe:
     @property
     def takes_socket(self) -> bool:
         """Whether a parameter is a WebSocket."""
-        return any(isinstance(kind, SocketType) for plan in self._plans for _, kind in plan.given)
+        return any(isinstance(kind, SocketType) for kind in self.given)
 
     @property
     def takes_stream(self) -> bool:
         """Whether a parameter is the body as it comes."""
         return any(plan.takes_stream for plan in self._plans)
+
+    @property
+    def given(self) -> list[Any]:
+        """The types of the parameters that are handed over."""
+        return [kind for plan in self._plans for _, kind in plan.given]
 
     @property
     def _plans(self) -> list[Plan]:

@@ -24,6 +24,7 @@ from natsweb.dependencies import identity_of
 from natsweb.dispatch import Dispatcher
 from natsweb.errors import DeclarationError, SettingsError
 from natsweb.feeds import caller_of
+from natsweb.given import Supplies, is_given
 from natsweb.lifespans import Lifespan
 from natsweb.messages import Call, Request, Response
 from natsweb.micro import ROOT, ROUTES, WIRE, Endpoint, routes_hash
@@ -115,7 +116,7 @@ class Service(Router, Generic[S]):
         self._overrides: dict[Any, Callable[..., Any]] = {}
         self._threads = Threads(threads or min(32, 5 * (os.cpu_count() or 1)), name)
         self._lifespan = Lifespan(name, self._threads)
-        self._services: dict[type, Any] = {Service: self}
+        self._services = Supplies({Service: self}, name, self.root)
         self._dispatcher = Dispatcher(
             self._matcher,
             self.around,
@@ -296,6 +297,16 @@ class Service(Router, Generic[S]):
         self._lifespan.add(function)
         return function
 
+    def attach(self, bus: Any, root: str | None = None) -> None:
+        """Connect what handlers take besides requests, such as a `Client`, until `stop`: for whoever runs the service.
+
+        `bus` is the connection, `root` where the service is served (default: its own). To be called before `start`.
+        """
+        self._services.attach(bus, root or self.root)
+        for mount in self.mounts:
+            if isinstance(mount.app.app, Service):
+                mount.app.app.attach(bus, root or self.root)
+
     @property
     def is_running(self) -> bool:
         """Whether it has been started, and has neither been stopped nor lost its lifespan."""
@@ -317,11 +328,15 @@ class Service(Router, Generic[S]):
         """
         self.compile()
         recipes = [route.recipe for route in self.routes if route.recipe is not None]
+        given = [kind for recipe in recipes for kind in recipe.given if is_given(kind)]
+        await self._services.start(given)
         await self._lifespan.start(self, self._services, recipes, timeout=self.start_timeout)
 
     async def stop(self) -> None:
         """Clean up what `start` has made, the newest first, and let go of the threads; errors are logged."""
         await self._lifespan.stop()
+        if not self._lifespan.is_running:
+            await self._services.stop()
         self._threads.close()
 
     async def __aenter__(self) -> Self:

@@ -79,6 +79,7 @@ class serve:  # it reads as what it does
         if bus is None:
             nats = self._nats if isinstance(self._nats, Nats) else find_nats(url=self._nats)
             bus = self._bus = await connect(nats, name=f"natsweb/{self.service.name}")
+        self.service.attach(bus, self._root)
         try:
             await self.service.start()
             member = Member(bus, self.service, root=self._root, quiet=_QUIET, **self._options)

@@ -155,6 +155,7 @@ async def _serve(
     members = [Member(bus, service, **options) for service in services]
     try:
         for service in services:
+            service.attach(bus, options.get("root"))
             if await stop.before(_start(service)) is None:
                 return 0
         await start_all(members)
