@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from natsweb.settings import Limits as Limits
     from natsweb.settings import Nats as Nats
     from natsweb.sockets import WebSocket as WebSocket
+    from natsweb.transport import NatsTransport as NatsTransport
 
 _HOMES = {
     "OIDC": "security",
@@ -84,6 +85,7 @@ _HOMES = {
     "Limits": "settings",
     "Middleware": "middleware",
     "Nats": "settings",
+    "NatsTransport": "transport",
     "Partial": "params",
     "Path": "params",
     "Query": "params",
@@ -136,6 +138,7 @@ __all__ = [
     "Limits",
     "Middleware",
     "Nats",
+    "NatsTransport",
     "Partial",
     "Path",
     "Query",

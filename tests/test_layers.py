@@ -30,7 +30,7 @@ FLOORS = [
     ["service", "natsbus", "embedded", "documents"],
     ["discovery"],
     ["gateway", "worker", "calls", "questions"],
-    ["client"],
+    ["client", "transport"],
     ["front", "member"],
     ["serving"],
     ["cli", "testing"],

@@ -27,7 +27,8 @@ EXTRAS = {
         "limits",
         "nats-proxy",
         "nkeys",
-        "test",
+        "httpx",
+        "testing",
         "standard",
         "all",
     ]

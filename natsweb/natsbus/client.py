@@ -114,6 +114,9 @@ async def open_client(
             why = "authorization violation"
         await close_quietly(client)
         raise _unreachable(settings, why) from error
+    except BaseException:  # cancelled while it connects
+        await close_quietly(client)
+        raise
     # The same options govern the first connect, which must fail soon, and all later ones, which never give up.
     client.options["allow_reconnect"] = True
     client.options["max_reconnect_attempts"] = -1
