@@ -10,7 +10,7 @@ connection. Requests of plain httpx are answered in kind. Knows httpx; how a cal
 import asyncio
 import functools
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -50,6 +50,9 @@ class NatsTransport(httpx2.AsyncBaseTransport):
     answer may take, and each piece of it; within a handler, never more than its own request has left.
     """
 
+    #: What services are told of the HTTP client: its address.
+    _client: str | None = None
+
     def __init__(self, root: str = "api", nats: Any = None, *, bus: Bus | None = None) -> None:
         self._caller = Caller(root, nats=nats, bus=bus)
 
@@ -79,11 +82,12 @@ class NatsTransport(httpx2.AsyncBaseTransport):
             await self._start(times.get("connect"))
             response = await self._answer(request, times.get("read"))
         except (HTTPError, NatsUnreachable) as error:
-            response = self._refusal(error, library, request)
+            response = self._refused(error, library, request)
         fields = response.headers.fields
         if response.pieces is None and request.method != "HEAD" and response.status not in _NO_BODY:
             fields = [*fields, (b"content-length", b"%d" % len(response.body))]
-        stream = _stream_class(library)(response, times.get("read"), library, request)
+        fail = functools.partial(self._failure, library, request)
+        stream = _stream_class(library)(response, times.get("read"), fail)
         answer: httpx2.Response = library.Response(response.status, headers=fields, stream=stream, request=request)
         return answer
 
@@ -98,6 +102,7 @@ class NatsTransport(httpx2.AsyncBaseTransport):
     async def _answer(self, request: httpx2.Request, seconds: float | None) -> Response:
         raw_path, _, query = request.url.raw_path.partition(b"?")
         incoming = self._caller.incoming(request.method, raw_path, query, request.headers.raw)
+        incoming.client = self._client
         incoming.scheme = "https" if request.url.scheme == "https" else "http"
         said = request.headers.get("content-length", "")
         length = int(said) if said.isdigit() else 0 if "transfer-encoding" not in request.headers else None
@@ -113,23 +118,27 @@ class NatsTransport(httpx2.AsyncBaseTransport):
             raise TimeUp(f"no answer within {timeout:g} s")  # both sides watch the time, and one of them is first
         return response
 
-    def _refusal(self, error: HTTPError | NatsUnreachable, library: Any, request: httpx2.Request) -> Response:
+    def _refused(self, error: HTTPError | NatsUnreachable, library: Any, request: Any) -> Response:
         """Return the answer that an error is; raises the exception of httpx for one of the connection."""
         for kind, name in _CALLED:
             if isinstance(error, kind):
-                raise getattr(library, name)(str(error), request=request) from error
+                raise self._failure(library, request, name, error) from error
         assert isinstance(error, HTTPError)
         return problem(error)
 
+    def _failure(self, library: Any, request: Any, name: str, why: object) -> BaseException:
+        """Return an exception of httpx."""
+        error: BaseException = getattr(library, name)(str(why), request=request)
+        return error
+
 
 class _Stream:
-    """The bytes of an answer, for httpx."""
+    """The bytes of an answer, for httpx; `fail` makes its exceptions."""
 
-    def __init__(self, response: Response, seconds: float | None, library: Any, request: Any) -> None:
+    def __init__(self, response: Response, seconds: float | None, fail: Callable[[str, object], BaseException]) -> None:
         self._response = response
         self._seconds = seconds
-        self._library = library
-        self._request = request
+        self._fail = fail
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         pieces = self._response.pieces
@@ -142,9 +151,9 @@ class _Stream:
                     piece = await anext(pieces.source, b"")
             except TimeoutError:
                 await pieces.close()
-                raise self._library.ReadTimeout("the answer has stopped", request=self._request) from None
+                raise self._fail("ReadTimeout", "the answer has stopped") from None
             except HTTPError as error:
-                raise self._library.RemoteProtocolError(str(error), request=self._request) from error
+                raise self._fail("RemoteProtocolError", error) from error
             if not piece:
                 return
             yield piece
