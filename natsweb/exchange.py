@@ -34,7 +34,7 @@ from natsweb.streams import WINDOW
 from natsweb.subjects import REPLY_PREFIXES, check_root, to_subject
 from natsweb.wire import RequestHead, decode_reply, encode_fields, is_method, request_head
 
-__all__ = ["FORWARDED_METHODS", "Exchange", "address", "bytes_of", "streamed"]
+__all__ = ["FORWARDED_METHODS", "Exchange", "address", "bytes_of", "check_method", "check_size", "streamed"]
 
 FORWARDED_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 _SETTLING = 2.0
@@ -151,10 +151,7 @@ class Exchange:
         Raises `HeadersTooLarge` over the limits, `BadRequest` for a name or value that must not be sent.
         """
         lines = encode_fields(self.rules.apply(fields))
-        if len(lines) > self.limits.header_bytes:
-            raise HeadersTooLarge(f"the request's headers have more than {self.limits.header_bytes} bytes")
-        if len(fields) > self.limits.header_count:
-            raise HeadersTooLarge(f"the request has more than {self.limits.header_count} headers")
+        check_size(lines, len(fields), self.limits)
         return lines
 
     def launch(self, incoming: Incoming, body: bytes, done: Done) -> Flight:
@@ -187,7 +184,7 @@ class Exchange:
         Raises `NoService` for a path that nobody has claimed, where only those that somebody has are asked for.
         """
         if incoming.method not in FORWARDED_METHODS:
-            _check_method(incoming.method)
+            check_method(incoming.method)
         raw_path, limit = incoming.raw_path.decode("latin-1"), self.limits.subject
         if self.wire is None:
             incoming.subject = to_subject(self.root, raw_path, limit=limit)
@@ -394,11 +391,20 @@ class Exchange:
         flight.wait(self._hold_for or 0.0, lambda: flight.finish(restarting))
 
 
-def _check_method(method: str) -> None:
+def check_method(method: str) -> None:
+    """Raise `MethodNotAllowed` for a method that never crosses, and 501 for what is none."""
     if method in ("TRACE", "CONNECT"):
         raise MethodNotAllowed(f"a gateway does not forward {method}", allow=FORWARDED_METHODS)
     if not is_method(method):
         raise HTTPError(501, "this is not an HTTP method", reason="unknown_method")
+
+
+def check_size(lines: bytes, count: int, limits: Limits) -> None:
+    """Raise `HeadersTooLarge` for `count` fields, `lines` of which cross, over the limits."""
+    if len(lines) > limits.header_bytes:
+        raise HeadersTooLarge(f"the request's headers have more than {limits.header_bytes} bytes")
+    if count > limits.header_count:
+        raise HeadersTooLarge(f"the request has more than {limits.header_count} headers")
 
 
 def streamed(opened: Opened) -> Response:

@@ -27,14 +27,14 @@ from natsweb.wire import (
     is_no_responders,
 )
 
-__all__ = ["Desk", "Job", "collect"]
+__all__ = ["FEED_WAIT", "GOODBYE", "HEAD_WAIT", "Desk", "Job", "collect", "goodbye"]
 
 logger = logging.getLogger("natsweb.worker")
 
 # Seconds in which an error before the first piece is still an ordinary answer: a feed may have nothing to say.
-_FEED_WAIT, _HEAD_WAIT = 0.5, 2.0
+FEED_WAIT, HEAD_WAIT = 0.5, 2.0
 _MARGIN = 1024
-_GOODBYE = 5.0  # seconds that a handler has after its WebSocket has ended
+GOODBYE = 5.0  # seconds that a handler has after its WebSocket has ended
 
 
 class Desk(Protocol):
@@ -168,7 +168,7 @@ class Job(Asked):
 
     def _say_goodbye(self) -> None:
         """Leave a while to whoever talks on a WebSocket that has ended: it hears of that, and cleans up."""
-        self._goodbye = self._goodbye or asyncio.get_running_loop().call_later(_GOODBYE, self.cancel)
+        self._goodbye = self._goodbye or asyncio.get_running_loop().call_later(GOODBYE, self.cancel)
 
     def cancel(self) -> None:
         """Cancel the handler at its next await."""
@@ -198,11 +198,8 @@ class Job(Asked):
         if socket is None or not socket.is_accepted:
             refused = HTTPError(403, "the WebSocket was refused", reason="refused")
             await self.send(problem(refused) if response.status < 400 else response)
-        elif response.status < 400:
-            await socket.close()
         else:
-            code = 1011 if response.status >= 500 else 1007 if response.status == 422 else 1008
-            await socket.close(code, phrase(response.status))
+            await socket.close(*goodbye(response))
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Give the rest of the body as it comes, once."""
@@ -267,7 +264,7 @@ class Job(Asked):
             self.answer(await collect(response, pieces, self.call.method, self._room(response)))
             return
         stream = self.connect()
-        wait = _FEED_WAIT if pieces.feed else _HEAD_WAIT
+        wait = FEED_WAIT if pieces.feed else HEAD_WAIT
         head = asyncio.get_running_loop().call_later(wait, self._open, response)
         beat = _Heartbeat(stream, pieces.heartbeat, lambda: self.answered)
         self.ends_well = pieces.feed
@@ -374,6 +371,14 @@ class Job(Asked):
     @property
     def _who(self) -> tuple[str, str]:
         return self.call.method, self.call.raw_path
+
+
+def goodbye(response: Response) -> tuple[int, str]:
+    """Return with which code and reason a WebSocket is closed whose handler has ended so (RFC 6455 section 7.4.1)."""
+    status = response.status
+    if status < 400:
+        return 1000, ""
+    return 1011 if status >= 500 else 1007 if status == 422 else 1008, phrase(status)
 
 
 class _Heartbeat:

@@ -16,6 +16,7 @@ __all__ = [
     "Scope",
     "Send",
     "bare_host",
+    "fields_of",
     "has_body",
     "host_of",
     "length_of",
@@ -44,19 +45,26 @@ _HANDSHAKE = frozenset(
 def to_incoming(exchange: Exchange, path: bytes, scope: Scope) -> Incoming:
     """Return the request of a scope for `path`; raises `HTTPError` for fields that cannot cross."""
     upgrade = scope["type"] == "websocket"
-    fields = [(name, value) for name, value in scope["headers"] if not upgrade or name.lower() not in _HANDSHAKE]
-    if upgrade and scope.get("subprotocols"):
-        fields.append((b"sec-websocket-protocol", ", ".join(scope["subprotocols"]).encode("latin-1")))
     client = scope.get("client")
     return Incoming(
         method="GET" if upgrade else scope["method"],
         raw_path=path,
         query=scope.get("query_string", b""),
-        fields=exchange.encode_fields(fields),
+        fields=exchange.encode_fields(fields_of(scope)),
         client=address(client[0], client[1]) if client else None,
         scheme=scope.get("scheme", "ws" if upgrade else "http"),
         upgrade=upgrade,
     )
+
+
+def fields_of(scope: Scope) -> list[tuple[bytes, bytes]]:
+    """Return the header fields of a scope; of a WebSocket's handshake, the subprotocols are the application's."""
+    if scope["type"] != "websocket":
+        return list(scope["headers"])
+    fields = [(name, value) for name, value in scope["headers"] if name.lower() not in _HANDSHAKE]
+    if scope.get("subprotocols"):
+        fields.append((b"sec-websocket-protocol", ", ".join(scope["subprotocols"]).encode("latin-1")))
+    return fields
 
 
 def has_body(scope: Scope) -> bool:

@@ -19,7 +19,7 @@ from natsweb.pipes import SocketPipe
 from natsweb.replies import problem
 from natsweb.wire import forwarded_fields
 
-__all__ = ["Handshake", "Opening", "carry_socket"]
+__all__ = ["Handshake", "Opening", "carry_socket", "close", "deny"]
 
 logger = logging.getLogger("natsweb.gateway")
 
@@ -84,7 +84,7 @@ async def carry_socket(opening: Opening, scope: Scope, receive: Receive, send: S
         if handshake.opened is not None and response.status == 204:
             await _talk(handshake.opened, leaving, receive, send, largest)
         else:
-            await _deny(response, scope, send)
+            await deny(response, scope, send)
     finally:
         handshake.close()
         asking.cancel()
@@ -92,7 +92,7 @@ async def carry_socket(opening: Opening, scope: Scope, receive: Receive, send: S
         await asyncio.gather(asking, leaving, return_exceptions=True)
 
 
-async def _deny(response: Response, scope: Scope, send: Send) -> None:
+async def deny(response: Response, scope: Scope, send: Send) -> None:
     """Refuse before the upgrade: with the answer itself where the server can, else by closing."""
     if "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": 1008, "reason": ""})
@@ -100,6 +100,12 @@ async def _deny(response: Response, scope: Scope, send: Send) -> None:
     headers = [*response.headers.fields, (b"content-length", b"%d" % len(response.body))]
     await send({"type": "websocket.http.response.start", "status": response.status, "headers": headers})
     await send({"type": "websocket.http.response.body", "body": response.body})
+
+
+async def close(code: int, reason: str, send: Send) -> None:
+    """Send a goodbye, with a code that can be sent; what went wrong inside is no client's business."""
+    code = _UNSENDABLE.get(code, code)
+    await send({"type": "websocket.close", "code": code, "reason": reason if code != 1011 else ""})
 
 
 async def _talk(opened: Opened, first: "asyncio.Future[Any]", receive: Receive, send: Send, largest: int) -> None:
@@ -112,6 +118,8 @@ async def _talk(opened: Opened, first: "asyncio.Future[Any]", receive: Receive, 
     is_said = False
     try:
         is_said = await _pass_out(pipe, inwards, send)
+    except OSError:
+        pass  # the client has left in the middle of a message (ASGI, HTTP 2.4)
     finally:
         inwards.cancel()
         await asyncio.gather(inwards, return_exceptions=True)
@@ -143,7 +151,6 @@ async def _pass_out(pipe: SocketPipe, inwards: "asyncio.Future[None]", send: Sen
         try:
             data = message.result()
         except WebSocketClosed as closed:
-            code = _UNSENDABLE.get(closed.code, closed.code)
-            await send({"type": "websocket.close", "code": code, "reason": closed.reason if code != 1011 else ""})
+            await close(closed.code, closed.reason, send)
             return closed.code != 1006
         await send({"type": "websocket.send", "text" if isinstance(data, str) else "bytes": data})
