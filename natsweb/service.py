@@ -14,7 +14,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from typing import Any, Generic, Self, cast
 
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 from typing_extensions import TypeVar
 
 from natsweb.annotations import line_of, name_of
@@ -22,7 +22,7 @@ from natsweb.asgi import AsgiApp
 from natsweb.counters import Counter
 from natsweb.dependencies import identity_of
 from natsweb.dispatch import Dispatcher
-from natsweb.errors import DeclarationError, SettingsError
+from natsweb.errors import DeclarationError, HTTPError, SettingsError
 from natsweb.feeds import caller_of
 from natsweb.given import Supplies, is_given
 from natsweb.lifespans import Lifespan
@@ -34,7 +34,7 @@ from natsweb.openapi import document
 from natsweb.params import Depends
 from natsweb.routers import Declared, Router, caller_line, check_depends, check_prefix, parse_template
 from natsweb.routes import Route
-from natsweb.routing import Matcher
+from natsweb.routing import Match, Matcher
 from natsweb.security import Scheme, stand_in
 from natsweb.subjects import check_root, minimal_cover
 from natsweb.threads import Threads
@@ -117,6 +117,7 @@ class Service(Router, Generic[S]):
         self._threads = Threads(threads or min(32, 5 * (os.cpu_count() or 1)), name)
         self._lifespan = Lifespan(name, self._threads)
         self._services = Supplies({Service: self}, name, self.root)
+        self._door: ASGIApp | None = None
         self._dispatcher = Dispatcher(
             self._matcher,
             self.around,
@@ -398,6 +399,22 @@ class Service(Router, Generic[S]):
         `asyncio.CancelledError`, of whoever cancels this call.
         """
         return self._dispatcher.handle(call)
+
+    def takes_stream(self, call: Call | Request) -> bool:
+        """Tell whether what answers a request takes its body as it comes."""
+        try:
+            found = self._matcher.find(call.method, call.tokens)
+        except HTTPError:
+            return False
+        return isinstance(found, Match) and (isinstance(found.endpoint, Mount) or found.endpoint.takes_stream)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI scope over plain HTTP, without NATS: `uvicorn app:svc`."""
+        door = self._door
+        if door is None:
+            # The door stands above the service; it is loaded by name so that the arrow stays one-way.
+            door = self._door = cast(ASGIApp, importlib.import_module("natsweb.plain").PlainDoor(self))
+        await door(scope, receive, send)
 
     def close(self) -> None:
         """Let go of the threads; what has not started in them is dropped."""

@@ -31,7 +31,7 @@ FLOORS = [
     ["discovery"],
     ["gateway", "worker", "calls", "questions"],
     ["client", "transport"],
-    ["front", "member"],
+    ["front", "member", "plain"],
     ["serving"],
     ["cli", "testing"],
     ["__main__"],
@@ -43,8 +43,9 @@ NEIGHBOURS = {
     "settings": {"errors"},
     "files": {"asgi"},  # a file is served by running starlette's ASGI application
 }
-# Arrows upwards, by name at run time: `Service.run` is the command line's `run` for one service.
-LATE = {("service", "cli")}
+# Arrows upwards, by name at run time: `Service.run` is the command line's `run` for one service, and a service that is
+# called as an ASGI application has its door there.
+LATE = {("service", "cli"), ("service", "plain")}
 
 # Libraries with one door.
 DOORS = {"nats": "natsbus", "typer": "cli", "uvicorn": "front"}
