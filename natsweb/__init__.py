@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from natsweb.client import Client as Client
     from natsweb.errors import HTTPError as HTTPError
     from natsweb.errors import WebSocketClosed as WebSocketClosed
+    from natsweb.events import Publisher as Publisher
     from natsweb.feeds import Event as Event
     from natsweb.files import FileResponse as FileResponse
     from natsweb.gateway import Gateway as Gateway
@@ -88,6 +89,7 @@ _HOMES = {
     "NatsTransport": "transport",
     "Partial": "params",
     "Path": "params",
+    "Publisher": "events",
     "Query": "params",
     "Reply": "replies",
     "Request": "messages",
@@ -141,6 +143,7 @@ __all__ = [
     "NatsTransport",
     "Partial",
     "Path",
+    "Publisher",
     "Query",
     "Reply",
     "Request",

@@ -25,7 +25,9 @@ from natsweb.routers import OnError
 from natsweb.routes import Route
 from natsweb.routing import WEBSOCKET, Match, Matcher, Options
 from natsweb.scopes import RequestScope, unless_cancelled
+from natsweb.subjects import decode_token
 from natsweb.threads import Threads
+from natsweb.wire import EVENT
 
 __all__ = ["Dispatcher"]
 
@@ -81,6 +83,27 @@ class Dispatcher:
                 current.take_up(call)
             return self._behind_middleware(call.request(), call) if self._around_all else self._dispatch(call, call)
         return self._complete(call.request())
+
+    def hand(self, route: Route, call: Call, params: dict[str, str]) -> Coroutine[Any, Any, Response]:
+        """Give a call to a route that was found elsewhere, which is how events come; otherwise as `handle`."""
+        if not self._around_all:
+            return self._give(route, call, params, call)
+
+        def endpoint(request: Request) -> Coroutine[Any, Any, Response]:
+            return self._give(route, request, params, call)
+
+        def caught(error: BaseException, request: Request) -> Coroutine[Any, Any, Response]:
+            return self._caught(error, request, None)
+
+        return pass_through(call.request(), self._around_all, endpoint, caught)
+
+    async def _give(self, route: Route, call: Call | Request, params: dict[str, str], owner: Call) -> Response:
+        try:
+            if not self.is_compiled:
+                self._prepare()
+            return await self._around(route, call, params, owner)
+        except BaseException as error:
+            return await self._caught(error, call, route)
 
     async def _complete(self, request: Request) -> Response:
         owner = Call(request.method, [])
@@ -282,15 +305,31 @@ class Dispatcher:
     def _problem(self, error: BaseException, executed: bool, call: Call | Request, route: Route | None) -> Response:
         """Return the problem+json of an error; what is no answer is logged, and is a 500."""
         if isinstance(error, HTTPError):
+            if call.method == EVENT:  # nobody may be there to hear of it
+                place = "middleware" if route is None else route.place
+                logger.warning("%s failed (%s): %s", _words(call, route), place, _reasons(error))
             with contextlib.suppress(Exception):
                 return problem(error, executed=executed)
         self._log(error, call, route)
         return problem(HandlerFailed("the handler failed; the service's log says why"))
 
     def _log(self, error: BaseException, call: Call | Request, route: Route | None) -> None:
-        words = f"{call.method} {call.raw_path}" if route is None else f"{call.method} {route.template}"
-        logger.error("%s failed (%s)", words, "middleware" if route is None else route.place, exc_info=error)
+        place = "middleware" if route is None else route.place
+        logger.error("%s failed (%s)", _words(call, route), place, exc_info=error)
         self.on_failure(error)
+
+
+def _words(call: Call | Request, route: Route | None) -> str:
+    """Return what a request is called in the log: by its route, an event by its very subject."""
+    if call.method == EVENT:
+        return f"{EVENT} {'.'.join(map(decode_token, call.tokens))}"
+    return f"{call.method} {call.raw_path if route is None else route.template}"
+
+
+def _reasons(error: HTTPError) -> str:
+    """Return an error in words, with the fields that it refuses."""
+    refused = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors or ()]
+    return "; ".join([str(error), *refused])
 
 
 def _handler_of(error: BaseException, handlers: Mapping[type[Exception], OnError]) -> OnError | None:

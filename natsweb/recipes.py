@@ -14,6 +14,7 @@ from typing import Any
 
 from natsweb.binding import Plan
 from natsweb.errors import FieldError, InvalidInput, StartError
+from natsweb.events import Publisher
 from natsweb.forms import read_form
 from natsweb.messages import Call, Request
 from natsweb.params import Depends, UploadFile
@@ -134,6 +135,11 @@ class Recipe:
         return any(isinstance(kind, SocketType) for kind in self.given)
 
     @property
+    def publishes(self) -> bool:
+        """Whether a parameter is a `Publisher`."""
+        return any(kind is Publisher for plan in self._plans for _, kind in plan.given)
+
+    @property
     def takes_stream(self) -> bool:
         """Whether a parameter is the body as it comes."""
         return any(plan.takes_stream for plan in self._plans)
@@ -226,5 +232,7 @@ def _hand_over(
             arguments[name] = kind.wrap(None if call.channel is None else call.channel.socket)
         elif kind is Background:
             arguments[name] = scope.background
+        elif kind is Publisher:
+            arguments[name] = services[kind].within(call)
         else:
             arguments[name] = services[kind]

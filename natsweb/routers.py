@@ -18,11 +18,13 @@ from typing_extensions import TypedDict, Unpack
 
 from natsweb.annotations import Place, line_of, name_of, short_path, signature_of
 from natsweb.errors import DeclarationError
+from natsweb.events import EventOptions, Listening, parse_subject
 from natsweb.messages import Request
 from natsweb.middleware import Middleware, check_middleware
 from natsweb.params import Depends
 from natsweb.paths import Template
 from natsweb.routing import WEBSOCKET
+from natsweb.wire import EVENT
 
 __all__ = [
     "METHODS",
@@ -88,7 +90,7 @@ class Declared:
     """A handler as it was declared: path, methods, function, options, and the routers around it, the outermost first.
 
     `frames` are where names in its annotations are looked up besides its module. `own` are the captures of its own
-    path, without those of prefixes.
+    path, without those of prefixes. A handler of events has `listening`, and its subject as path.
     """
 
     path: str
@@ -99,6 +101,7 @@ class Declared:
     options: RouteOptions
     own: tuple[str, ...] = ()
     routers: tuple["Router", ...] = ()
+    listening: Listening | None = None
 
 
 class Router:
@@ -176,11 +179,27 @@ class Router:
         """Declare a handler for WebSockets: `async def chat(ws: WebSocket, room: str)`."""
         return self._decorator("websocket", path, (WEBSOCKET,), options)
 
+    def on(self, subject: str, **options: Unpack[EventOptions]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Declare a handler for NATS events: `@svc.on("orders.<id>.created")`, whoever publishes them.
+
+        The subject is a NATS subject as it stands, without the service's root and prefixes of routers. What the handler
+        returns is the reply to a message that wants one. An event is delivered at most once.
+        """
+        listening = Listening.of(options, caller_line(2))
+        own = cast(RouteOptions, {name: value for name, value in options.items() if name in ("name", "depends")})
+        return self._decorator("on", subject, (EVENT,), own, listening)
+
     def _decorator(
-        self, word: str, path: str, methods: tuple[str, ...], options: RouteOptions
+        self,
+        word: str,
+        path: str,
+        methods: tuple[str, ...],
+        options: RouteOptions,
+        listening: Listening | None = None,
     ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-        mark = _Mark.of(f"@{self._word}.{word}", path, methods, options)
-        _check_path(mark, self.prefix)
+        mark = replace(_Mark.of(f"@{self._word}.{word}", path, methods, options), listening=listening)
+        if listening is None:
+            _check_path(mark, self.prefix)
 
         def declare(function: Callable[P, R]) -> Callable[P, R]:
             self._declare(mark.declared(function))
@@ -190,7 +209,8 @@ class Router:
 
     def _declare(self, declared: Declared) -> None:
         """Take a route, and hand it on to all that have included this router."""
-        declared = replace(declared, path=self.prefix + declared.path, routers=(self, *declared.routers))
+        prefix = self.prefix if declared.listening is None else ""
+        declared = replace(declared, path=prefix + declared.path, routers=(self, *declared.routers))
         for take in self._takers:
             take(declared)
         self._declared.append(declared)
@@ -297,6 +317,7 @@ class _Mark:
     options: RouteOptions
     line: str
     frames: tuple[FrameType, ...] = field(repr=False)
+    listening: Listening | None = None
 
     @classmethod
     def of(cls, decorator: str, path: str, methods: tuple[str, ...], options: RouteOptions) -> "_Mark":
@@ -312,9 +333,16 @@ class _Mark:
         signature = signature_of(function) if inspect.isroutine(function) else repr(function)
         where = Place(self.line, f'{self.decorator}("{self.path}")', signature)
         _check_function(function, where)
-        _check_options(self.methods, self.options, where)
-        template = parse_template(self.path or "/", str(where))
-        return Declared(self.path, self.methods, function, where, self.frames, self.options, tuple(template.names))
+        if self.listening is None:
+            _check_options(self.methods, self.options, where)
+            template = parse_template(self.path or "/", str(where))
+        else:
+            check_depends(self.options.get("depends", ()), str(where))
+            template = parse_subject(self.path, str(where))
+        own = tuple(template.names)
+        return Declared(
+            self.path, self.methods, function, where, self.frames, self.options, own, listening=self.listening
+        )
 
 
 def _marker(

@@ -70,8 +70,10 @@ class Route:
         takers = [one.name for plan in plans for one in plan.parameters if one.source == "path"]
         candidates = [*inspect.signature(self.function).parameters]
         check_names(self.template, declared.own, takers, candidates, self.where)
-        self._check_socket(recipe)
         self.feed = feed_of(self.function, recipe.plan.returns, self.where)
+        if declared.listening is not None:
+            self._check_event(recipe)
+        self._check_socket(recipe)
         try:
             self.to_response = self._compile_answer(recipe.plan.returns)
         except PydanticUserError as error:
@@ -82,6 +84,22 @@ class Route:
             ) from None
         self.recipe = recipe
         self.is_whole = not (recipe.takes_form or self.takes_stream)
+
+    def _check_event(self, recipe: Recipe) -> None:
+        """Raise `DeclarationError` for what an event never has."""
+        plans = [recipe.plan, *[step.plan for step in recipe.steps]]
+        for one in [one for plan in plans for one in plan.parameters if one.source in ("query", "cookie", "form")]:
+            raise DeclarationError(
+                f"parameter {one.name!r} comes from a {one.source}, which an event has not",
+                where=str(self.where),
+                fix=f"take it from the subject (<{one.name}>), from the body with a model or Body(), or from a header",
+            )
+        if recipe.takes_socket or recipe.takes_stream or self.feed is not None:
+            raise DeclarationError(
+                "an event is one message, and its reply is one as well",
+                where=str(self.where),
+                fix="take the body as a model or bytes, and return one value",
+            )
 
     def _check_socket(self, recipe: Recipe) -> None:
         if recipe.takes_socket == (WEBSOCKET in self.methods):
@@ -179,8 +197,12 @@ class Route:
 
     @property
     def guards(self) -> list[Depends]:
-        """The dependencies that are called for their effect, the outermost router's first."""
-        found = [one for router in self.declared.routers for one in router.depends]
+        """The dependencies that are called for their effect, the outermost router's first.
+
+        Those of routers guard requests: who may publish an event is for NATS to say.
+        """
+        routers = self.declared.routers if self.declared.listening is None else ()
+        found = [one for router in routers for one in router.depends]
         return [*found, *self.options.get("depends", ())]
 
 

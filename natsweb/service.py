@@ -23,6 +23,7 @@ from natsweb.counters import Counter
 from natsweb.dependencies import identity_of
 from natsweb.dispatch import Dispatcher
 from natsweb.errors import DeclarationError, HTTPError, SettingsError
+from natsweb.events import Publisher, check_subject, parse_subject
 from natsweb.feeds import caller_of
 from natsweb.given import Supplies, is_given
 from natsweb.lifespans import Lifespan
@@ -116,7 +117,10 @@ class Service(Router, Generic[S]):
         self._overrides: dict[Any, Callable[..., Any]] = {}
         self._threads = Threads(threads or min(32, 5 * (os.cpu_count() or 1)), name)
         self._lifespan = Lifespan(name, self._threads)
-        self._services = Supplies({Service: self}, name, self.root)
+        #: What lifespans and background jobs publish events with; a handler takes a `Publisher`.
+        self.publisher = Publisher(name)
+        self._events: list[Route] = []
+        self._services = Supplies({Service: self, Publisher: self.publisher}, name, self.root)
         self._door: ASGIApp | None = None
         self._dispatcher = Dispatcher(
             self._matcher,
@@ -141,6 +145,11 @@ class Service(Router, Generic[S]):
     def routes(self) -> list[Route]:
         """All routes, those of included routers as well, in the order of their declaration."""
         return [one for one in self._matcher.endpoints if isinstance(one, Route)]
+
+    @property
+    def events(self) -> list[Route]:
+        """The handlers of NATS events, in the order of their declaration."""
+        return list(self._events)
 
     @property
     def mounts(self) -> list[Mount]:
@@ -173,13 +182,19 @@ class Service(Router, Generic[S]):
     def _declare(self, declared: Declared) -> None:
         super()._declare(declared)
         declared = self._declared[-1]
-        template = parse_template(declared.path, str(declared.where))
+        is_event, where = declared.listening is not None, str(declared.where)
+        template = parse_subject(declared.path, where) if is_event else parse_template(declared.path, where)
+        if is_event:
+            check_subject(template, self.root, where)
         route = Route(template, declared, *caller_of(declared.function, self._threads))
         try:
-            route.compile(self._overrides, (Service,))
+            route.compile(self._overrides, tuple(self._services))
         except NameError:
             pass  # a name that is defined further down: `compile` tries again when the module is whole
-        self._matcher.add(route)
+        if is_event:
+            self._events.append(route)
+        else:
+            self._matcher.add(route)
         self._dispatcher.is_compiled = False
 
     def _touch(self) -> None:
@@ -218,9 +233,9 @@ class Service(Router, Generic[S]):
 
         Raises `DeclarationError` that names the type which is still missing.
         """
-        for route in self.routes:
+        for route in [*self.routes, *self._events]:
             try:
-                route.compile(self._overrides, (Service,))
+                route.compile(self._overrides, tuple(self._services))
             except NameError as error:
                 raise DeclarationError(
                     f"the annotation {error.name!r} names nothing",
@@ -259,7 +274,7 @@ class Service(Router, Generic[S]):
                 fix="give one of them name=" if found else f"known: {', '.join(r.name for r in self.routes) or 'none'}",
             )
         [route] = found
-        route.compile(self._overrides, (Service,))
+        route.compile(self._overrides, tuple(self._services))
         assert route.recipe is not None
         query = {one.name: one.key for one in route.recipe.plan.parameters if one.source == "query"}
         captures = route.template.names
@@ -328,7 +343,7 @@ class Service(Router, Generic[S]):
         Raises `StartError` for whatever goes wrong in there, and if it takes longer than `start_timeout` seconds.
         """
         self.compile()
-        recipes = [route.recipe for route in self.routes if route.recipe is not None]
+        recipes = [route.recipe for route in [*self.routes, *self._events] if route.recipe is not None]
         given = [kind for recipe in recipes for kind in recipe.given if is_given(kind)]
         await self._services.start(given)
         await self._lifespan.start(self, self._services, recipes, timeout=self.start_timeout)
@@ -359,7 +374,7 @@ class Service(Router, Generic[S]):
             dependency, replacement = stand_in(dependency, replacement)
         key = identity_of(dependency)
         self.compile()
-        recipes = [route.recipe for route in self.routes if route.recipe is not None]
+        recipes = [route.recipe for route in [*self.routes, *self._events] if route.recipe is not None]
         steps = [step for recipe in recipes for step in recipe.steps if step.key[0] == key]
         if not steps:
             raise DeclarationError(
@@ -385,7 +400,7 @@ class Service(Router, Generic[S]):
             self._forget()
 
     def _forget(self) -> None:
-        for route in self.routes:
+        for route in [*self.routes, *self._events]:
             route.recipe = None
         self._dispatcher.is_compiled = False
 
@@ -399,6 +414,10 @@ class Service(Router, Generic[S]):
         `asyncio.CancelledError`, of whoever cancels this call.
         """
         return self._dispatcher.handle(call)
+
+    def hand(self, route: Route, call: Call, params: dict[str, str]) -> Coroutine[Any, Any, Response]:
+        """Give an event to one of the handlers in `events`; errors are responses, as with `handle`, and are logged."""
+        return self._dispatcher.hand(route, call, params)
 
     def takes_stream(self, call: Call | Request) -> bool:
         """Tell whether what answers a request takes its body as it comes."""

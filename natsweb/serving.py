@@ -81,8 +81,9 @@ class serve:  # it reads as what it does
             bus = self._bus = await connect(nats, name=f"natsweb/{self.service.name}")
         self.service.attach(bus, self._root)
         try:
-            await self.service.start()
+            self.service.compile()
             member = Member(bus, self.service, root=self._root, quiet=_QUIET, **self._options)
+            await self.service.start()
             await member.start()
             self._member = member
         except BaseException:

@@ -23,6 +23,7 @@ from natsweb.messages import Call, Response
 from natsweb.proxy_wire import ProxyWire
 from natsweb.replies import problem
 from natsweb.subjects import REPLY_PREFIXES, subject_tokens
+from natsweb.subscriber import Listens, Subscriber
 from natsweb.tasks import Tasks
 from natsweb.wire import decode_request
 
@@ -102,6 +103,9 @@ class Worker:
         self._tasks = Tasks(self._run, "natsweb request")
         self._loop = asyncio.get_running_loop()
         self._idle: asyncio.Event | None = None
+        self._events: Subscriber | None = None
+        if isinstance(app, Listens):
+            self._events = Subscriber(bus, app, root=self._root, concurrency=concurrency, reply_prefixes=reply_prefixes)
 
     def __repr__(self) -> str:
         state = "live" if self._subscriptions else "stopped"
@@ -111,6 +115,8 @@ class Worker:
         """Subscribe; when this returns, the server sends requests here."""
         for pattern in self._app.patterns(self._root):
             self._subscriptions.append(await self.bus.subscribe_parts(pattern, self._receive, queue=self._app.queue))
+        if self._events is not None:
+            await self._events.start()
         await self.bus.flush()
 
     async def stop(self, grace: float = 25.0) -> bool:
@@ -122,7 +128,10 @@ class Worker:
         for subscription in self._subscriptions:
             subscription.stop()
         self._subscriptions.clear()
+        if self._events is not None:
+            self._events.stop()
         await self._round_trip()
+        events = None if self._events is None else asyncio.create_task(self._events.finish(grace))
         self._stopping = True
         for job in [*self._waiting, *self._streaming]:
             self._end_stream(job)
@@ -139,11 +148,12 @@ class Worker:
             job.cancel()
         if left:
             await asyncio.wait([job.task for job in left if job.task is not None], timeout=1.0)
+        finished = events is None or await events
         await self._round_trip()
         self._deadlines.close()
         if self._sweeper is not None:
             self._sweeper.cancel()
-        return not left
+        return finished and not left
 
     async def _round_trip(self) -> None:
         try:

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from typing import Any
 
-from natsweb.errors import HTTPError, Mistake
+from natsweb.errors import HTTPError, Mistake, StartError
 from natsweb.exchange import FORWARDED_METHODS, address, check_method, check_size
 from natsweb.gateway.http import send_response
 from natsweb.gateway.scopes import Receive, Scope, Send, fields_of, has_body, length_of, path_below_mount
@@ -113,7 +113,7 @@ class PlainDoor:
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()  # lifespan.startup
         try:
-            await self._service.start()
+            await self._bring_up()
         except Mistake as error:
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
@@ -122,6 +122,23 @@ class PlainDoor:
         await receive()  # lifespan.shutdown
         await self._service.stop()
         await send({"type": "lifespan.shutdown.complete"})
+
+    async def _bring_up(self) -> None:
+        """Start the service; raises `StartError` for one that publishes, unless a lifespan gives it a connection."""
+        service = self._service
+        await service.start()
+        if service.publisher.is_connected:
+            return
+        routes = [*service.routes, *service.events]
+        if publishing := [route.place for route in routes if route.recipe is not None and route.recipe.publishes]:
+            await service.stop()
+            raise StartError(
+                f"{service.name} publishes events, and plain HTTP has no NATS to publish them on",
+                where=publishing,
+                fix="serve it with natsweb run, or let a lifespan call svc.publisher.connect(bus)",
+            )
+        if service.events:
+            logger.warning("%s hears no events: plain HTTP has no NATS (%s)", service.name, service.events[0].place)
 
     async def _started(self) -> None:
         """Start the service where no lifespan has done so; raises `HTTPError` if it is not there."""
@@ -138,7 +155,7 @@ class PlainDoor:
 
     async def _start(self) -> bool:
         try:
-            await self._service.start()
+            await self._bring_up()
         except Mistake as error:
             self._failed_at = asyncio.get_running_loop().time()
             logger.error("%s", error)

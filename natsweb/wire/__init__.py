@@ -4,6 +4,7 @@ Requests and replies as a NATS header block and a payload, and what goes to and 
 shape is encoded and decoded in one place; whatever a peer sends is hostile until then. No bus, no sockets, no clocks.
 """
 
+from natsweb.wire.events import EVENT, decode_event, encode_event, event_words
 from natsweb.wire.fields import encode_fields, forwarded_fields
 from natsweb.wire.interim import (
     CANCEL,
@@ -31,10 +32,12 @@ from natsweb.wire.requests import RequestHead, decode_request, encode_request, i
 
 __all__ = [
     "CANCEL",
+    "EVENT",
     "Control",
     "End",
     "RequestHead",
     "decode_control",
+    "decode_event",
     "decode_reply",
     "decode_request",
     "decode_response",
@@ -42,6 +45,7 @@ __all__ = [
     "encode_close",
     "encode_continue",
     "encode_end",
+    "encode_event",
     "encode_fields",
     "encode_flow",
     "encode_open",
@@ -49,6 +53,7 @@ __all__ = [
     "encode_response",
     "encode_upgrade",
     "error_fields",
+    "event_words",
     "forwarded_fields",
     "is_method",
     "is_no_responders",
