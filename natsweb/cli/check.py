@@ -44,11 +44,17 @@ def command(
 
 def _report(service: Any, live: bool, findings: list[dict[str, str]], as_json: bool) -> None:
     if as_json:
-        said = {"service": service and service.name, "routes": service and len(service.routes), "findings": findings}
+        said = {
+            "service": service and service.name,
+            "routes": service and len(service.routes),
+            "events": service and len(service.events),
+            "findings": findings,
+        }
         typer.echo(json.dumps(said, indent=2))
         return
     if service is not None:
-        typer.echo(f"{service.name} {service.version}: {len(service.routes)} routes, all compiled")
+        events = f", {len(service.events)} event handlers" if service.events else ""
+        typer.echo(f"{service.name} {service.version}: {len(service.routes)} routes{events}, all compiled")
     for one in findings:
         typer.echo(typer.style("problem: ", fg="red", bold=True) + one["what"])
         typer.echo(f"  {one['where']}")

@@ -152,7 +152,7 @@ def _load(target: Target, mount: str | None, name: str | None) -> Service:
     module = _import(target)
     service = _pick(module, target, mount, name)
     service.compile()
-    if not service.routes and not service.mounts:
+    if not service.routes and not service.mounts and not service.events:
         raise AppError(
             f"the service {service.name!r} has no routes",
             where=str(getattr(module, "__file__", "")),

@@ -74,27 +74,42 @@ async def _live(root: str | None, nats: str | None, context: str | None, as_json
 
 
 def route_rows(service: Any, root: str | None) -> list[dict[str, str]]:
-    """Return one row per method of each route."""
-    return [
-        {
-            "method": method,
-            "path": str(route.template),
-            "subject": route.template.pattern(root or service.root),
-            "handler": route.function.__name__,
-            "file": route.where.line,
-        }
-        for route in service.routes
-        for method in route.methods
-    ] + [
-        {
-            "method": "*",
-            "path": str(one.template),
-            "subject": one.template.pattern(root or service.root),
-            "handler": one.name,
-            "file": one.line,
-        }
-        for one in service.mounts
-    ]
+    """Return one row per method of each route, and one for each handler of events."""
+    from natsweb.wire import EVENT
+
+    return (
+        [
+            {
+                "method": method,
+                "path": str(route.template),
+                "subject": route.template.pattern(root or service.root),
+                "handler": route.function.__name__,
+                "file": route.where.line,
+            }
+            for route in service.routes
+            for method in route.methods
+        ]
+        + [
+            {
+                "method": "*",
+                "path": str(one.template),
+                "subject": one.template.pattern(root or service.root),
+                "handler": one.name,
+                "file": one.line,
+            }
+            for one in service.mounts
+        ]
+        + [
+            {
+                "method": EVENT,
+                "path": str(one.template),
+                "subject": ".".join(one.template.shape),
+                "handler": one.name,
+                "file": one.where.line,
+            }
+            for one in service.events
+        ]
+    )
 
 
 def print_routes(rows: list[dict[str, str]], *, indent: str = "", err: bool = False) -> None:

@@ -219,11 +219,13 @@ def _check_names(services: Sequence[Any]) -> None:
 
 
 def _facts(service: Any, bus: Any, root: str | None) -> dict[str, Any]:
+    events = {"events": len(service.events)} if service.events else {}
     return {
         "nats": bus.server,
         "root": root or service.root,
         "queue": service.queue,
         "routes": len(service.routes) + len(service.mounts),
+        **events,
     }
 
 
