@@ -211,7 +211,7 @@ class Service(Router, Generic[S]):
         where = where or caller_line(2)
         prefix = "" if prefix == "/" else prefix
         check_prefix(prefix, where)
-        if "<" in prefix or not (callable(app) or is_handler(app)):
+        if "<" in prefix or not callable(app):
             raise DeclarationError(
                 f"{app!r} cannot be mounted at {prefix or '/'!r}",
                 where=where,
