@@ -81,8 +81,10 @@ class Exchange:
         rules: Rules | None = None,
         wire: ProxyWire | None = None,
         reply_prefixes: tuple[str, ...] = REPLY_PREFIXES,
+        retry_idempotent: bool = False,
     ) -> None:
         self.bus = bus
+        self.retry_idempotent = retry_idempotent
         self.wire = wire
         self.decode_reply = decode_reply if wire is None else wire.decode_reply
         self.window = WINDOW if wire is None else 0
@@ -359,7 +361,7 @@ class Exchange:
         """End what a service was asked for that is gone: it may have been executed."""
         for flight in [one for one in self._flights if one.sent_to is not None and one.sent_to.name == name]:
             if flight not in self._starting:
-                flight.finish(Disconnected(f"the service {name} went away before it had answered"))
+                flight.lose(Disconnected(f"the service {name} went away before it had answered"))
 
     # ── holding requests while a service restarts ──
 

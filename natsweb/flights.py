@@ -23,6 +23,8 @@ from natsweb.wire import RequestHead, decode_control, decode_reply, may_retry
 __all__ = ["Budget", "Done", "Flight", "Incoming", "Opened", "Outcome", "Tower", "nats_down"]
 
 _RETRIES = 2
+_IDEMPOTENT = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PUT"})
+_RECONNECT = 1.0  # within which a lost request that may be repeated finds a connection again
 _FEED = re.compile(rb"(?:^|\n)content-type: *text/event-stream", re.IGNORECASE).search
 
 
@@ -52,6 +54,8 @@ class Tower(Protocol):
     reply_prefixes: tuple[bytes, ...]
     #: The origin's format, in place of natsweb's own.
     wire: ProxyWire | None
+    #: Whether what may be repeated is, although it may have been executed.
+    retry_idempotent: bool
 
     @property
     def is_paused(self) -> bool:
@@ -179,6 +183,8 @@ class Flight(Asked):
         "_deadline",
         "_done",
         "_exchange",
+        "_lost",
+        "_lost_at",
         "_pinned",
         "_timer",
         "body",
@@ -203,6 +209,8 @@ class Flight(Asked):
         self._exchange = exchange
         self._done: Done | None = done
         self._attempt = 0
+        self._lost: Disconnected | None = None  # what a try that may have been executed has come to
+        self._lost_at = 0.0
         self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._pinned: asyncio.Future[Stream | None] | None = None
@@ -244,7 +252,11 @@ class Flight(Asked):
         try:
             exchange.bus.carry(self, incoming.subject, payload, header, left)
         except NatsDown:
-            self.finish(nats_down())
+            if self._lost is not None and exchange.loop.time() - self._lost_at < _RECONNECT:
+                self._attempt -= 1
+                self.wait(0.05, self.send)
+            else:
+                self.finish(nats_down())
         except HTTPError as error:
             self.finish(error)
         else:
@@ -283,6 +295,9 @@ class Flight(Asked):
             if self._attempt == 1 and self._go_again(random.uniform(0.01, 0.03)):
                 return
             outcome = self._exchange.nobody(self.incoming)
+        elif isinstance(outcome, Disconnected):
+            self.lose(outcome)
+            return
         self.finish(outcome)
 
     def _go_again(self, pause: float) -> bool:
@@ -291,6 +306,21 @@ class Flight(Asked):
             return False
         self._timer = loop.call_later(pause, self.send)
         return True
+
+    def lose(self, why: Disconnected) -> None:
+        """End what may have been executed, or send it again where that is allowed: see `Gateway`."""
+        exchange, incoming = self._exchange, self.incoming
+        whole = not incoming.more and not incoming.upgrade
+        may = exchange.retry_idempotent and incoming.method in _IDEMPOTENT and whole
+        if not may or self.opened or self._done is None or self._attempt > _RETRIES:
+            self.finish(why)
+            return
+        if self.stream is not None:
+            self.stream.cancel()
+            self._release()
+        exchange.bus.drop(self)
+        self._lost, self._lost_at = why, exchange.loop.time()
+        self.wait(random.uniform(0.01, 0.03), self.send)
 
     @property
     def is_sent(self) -> bool:
@@ -383,7 +413,7 @@ class Flight(Asked):
 
     def _gone(self) -> None:
         """Hear that the service wants no more of this, or that its process is gone: it may have been executed."""
-        self.finish(Disconnected("the service went away before it had answered"))
+        self.lose(Disconnected("the service went away before it had answered"))
 
     def go_on(self, seconds: float) -> None:
         """Have the answer due `seconds` from now, unless the service has asked for more."""
@@ -420,11 +450,11 @@ class Flight(Asked):
     # ── the end ──
 
     def finish(self, outcome: HTTPError | Reply) -> None:
-        """End with an outcome, unless it has ended."""
+        """End with an outcome, unless it has ended; a lost try is told as such, since it may have been executed."""
         done = self._done
         if done is not None:
             self.drop()
-            done(outcome)
+            done(outcome if self._lost is None else self._lost)
 
     def drop(self) -> None:
         """End without an outcome: nobody waits for it any more, and the service is told so."""

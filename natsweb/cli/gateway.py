@@ -24,6 +24,7 @@ from natsweb.cli.lifecycle import (
     reply_prefixes,
     run_until_done,
 )
+from natsweb.cli.limits import LimitOption, read_limits
 from natsweb.errors import SettingsError
 
 __all__ = ["command"]
@@ -83,6 +84,14 @@ def command(
     known_only: Annotated[
         bool, typer.Option("--known-only", help="404 at once for what no service has claimed, without asking NATS.")
     ] = False,
+    retry_idempotent: Annotated[
+        bool,
+        typer.Option(
+            "--retry-idempotent",
+            help="Send GET, HEAD, OPTIONS, PUT and DELETE again if the service or the connection was lost.",
+        ),
+    ] = False,
+    limit: LimitOption = None,
     health: Annotated[bool, typer.Option("--health/--no-health", help="Answer /healthz and /readyz.")] = True,
     docs: Annotated[
         bool, typer.Option("--docs/--no-docs", help="Answer /openapi.json and /docs: what all services offer.")
@@ -117,6 +126,8 @@ def command(
         "timeout": seconds,
         "discovery": discovery,
         "known_only": known_only,
+        "retry_idempotent": retry_idempotent,
+        "limits": read_limits(limit or []),
         "health": health,
         "docs": docs,
         "ws_max_size": ws_max_size,

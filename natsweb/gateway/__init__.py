@@ -60,6 +60,7 @@ class Gateway:
     outermost, and `on_error` answers in place of the gateway's own errors. `exchange` is a `Handler` that answers
     instead of the services: no NATS is needed then. With `wire="nats-proxy"` the services are those of that library.
     `reply_prefixes` are where services may be told to stop, to go on, or to send more: inboxes.
+    With `retry_idempotent`, a GET, HEAD, OPTIONS, PUT or DELETE whose service or connection was lost is sent again.
 
     Raises `SettingsError` for a root that could reach system subjects, and `docs` without a catalogue; `StartError` if
     what `docs` needs is not installed.
@@ -85,6 +86,7 @@ class Gateway:
         exchange: Handler | None = None,
         wire: Literal["natsweb", "nats-proxy"] = "natsweb",
         reply_prefixes: tuple[str, ...] = REPLY_PREFIXES,
+        retry_idempotent: bool = False,
     ) -> None:
         self.sites = Sites(root, roots)
         self.root = root
@@ -92,6 +94,7 @@ class Gateway:
         self._filters = Filters(filters, on_error)
         self._handler = exchange
         self._reply_prefixes = reply_prefixes
+        self._retry_idempotent = retry_idempotent
         self._wire = ProxyWire() if wire == "nats-proxy" else None
         self._nats = nats
         self._given_bus = bus
@@ -158,6 +161,7 @@ class Gateway:
             rules=self.rules,
             wire=self._wire,
             reply_prefixes=self._reply_prefixes,
+            retry_idempotent=self._retry_idempotent,
         )
 
     async def _look_around(self, bus: Bus, exchange: Exchange) -> Directory | None:
