@@ -150,8 +150,11 @@ class Bus(Protocol):
     def post(self, subject: bytes, payload: bytes, header: bytes | None = None, reply: bytes = b"") -> None:
         """Send a message, as `publish` does, for one who has bytes."""
 
-    def post_later(self, subject: bytes, header: bytes, reply: bytes) -> None:
-        """Send a last word as soon as there is a connection again: that something has ended without one."""
+    def post_later(self, subject: bytes, header: bytes | None, reply: bytes = b"", payload: bytes = b"") -> None:
+        """Send a last word as soon as there is a connection again: that something has ended, or with what answer.
+
+        More than a bus keeps of these is dropped.
+        """
 
     @property
     def pulse(self) -> Pulse:
@@ -374,7 +377,7 @@ class Asking:
         """Give a subject of ours to one that stays: see `Bus.open`."""
         self._inbox.open_for_good(asked)
 
-    def post_later(self, subject: bytes, header: bytes, reply: bytes) -> None:
+    def post_later(self, subject: bytes, header: bytes | None, reply: bytes = b"", payload: bytes = b"") -> None:
         """Send a last word later: see `Bus.post_later`. A bus that is closed for good has no later."""
 
     def post(self, subject: bytes, payload: bytes, header: bytes | None = None, reply: bytes = b"") -> None:

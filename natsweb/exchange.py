@@ -6,12 +6,14 @@ and whose it is. Then a `Flight` carries it. It knows no sockets, no ASGI and no
 
 import asyncio
 import functools
+import logging
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from natsweb.bus import Bus, Reply
 from natsweb.catalogue import Owner
 from natsweb.errors import (
+    BadReply,
     Disconnected,
     HeadersTooLarge,
     HTTPError,
@@ -35,6 +37,8 @@ from natsweb.subjects import REPLY_PREFIXES, check_root, to_subject
 from natsweb.wire import RequestHead, decode_reply, encode_fields, is_method, request_head
 
 __all__ = ["FORWARDED_METHODS", "Exchange", "address", "bytes_of", "check_method", "check_size", "streamed"]
+
+logger = logging.getLogger("natsweb.gateway")
 
 FORWARDED_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 _SETTLING = 2.0
@@ -287,6 +291,8 @@ class Exchange:
             status, lines, body = self.decode_reply(*outcome, method)
             return Response.trusted(status, Headers.from_block(lines), body)
         except HTTPError as error:
+            if isinstance(error, BadReply):
+                logger.warning("the reply to a %s cannot be sent: %s", method, error.detail)
             return problem(error)
 
     def end_feeds(self) -> None:

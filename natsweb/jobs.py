@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import ClassVar, Protocol
 
 from natsweb.bus import Asked, Bus, Reply
-from natsweb.errors import HandlerFailed, HTTPError, NotAcceptable, ReplyTooLarge, TooLarge, phrase
+from natsweb.errors import HandlerFailed, HTTPError, NatsDown, NotAcceptable, ReplyTooLarge, TooLarge, phrase
 from natsweb.messages import Call, Pieces, Response
 from natsweb.pipes import Reader, SocketPipe, Stream
 from natsweb.proxy_wire import ProxyWire
@@ -366,7 +366,11 @@ class Job(Asked):
             header, payload = encode_response(response, method=self.call.method, retry=response.retry)
         else:
             header, payload = None, wire.encode_response(response)
-        self._desk.bus.post(self.caller, payload, header)
+        bus = self._desk.bus
+        try:
+            bus.post(self.caller, payload, header)
+        except NatsDown:  # whoever asked may have a connection to another server, and wait
+            bus.post_later(self.caller, header, payload=payload)
 
     @property
     def _who(self) -> tuple[str, str]:

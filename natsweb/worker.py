@@ -274,8 +274,9 @@ class Worker:
         if job.answered:  # before its turn came: its caller has left, or its time is up
             self._forget(job)
             return
+        call = job.call
         try:
-            response = await self._app.handle(job.call)
+            response = await self._app.handle(call)
             if not isinstance(response, Response):
                 raise TypeError(f"{self._app.name} answered with {type(response).__name__}, not a Response")
             if job.socket is not None:
@@ -286,6 +287,8 @@ class Worker:
                 job.answer(response)
         except asyncio.CancelledError:
             # Cancelled by us, it has its answer; a handler that cancels itself still owes one.
+            if not job.answered:
+                logger.error("a handler of %s cancelled itself: %s %s", self._app.name, call.method, call.raw_path)
             job.answer(problem(HandlerFailed("the handler cancelled itself")))
         except BaseException:
             logger.exception("serving a request of %s failed", self._app.name)

@@ -6,10 +6,13 @@ from contextlib import AsyncExitStack
 import httpx2
 import pytest
 
+from natsweb import Service
+from natsweb.bus import request
 from natsweb.embedded import embedded_server
 from natsweb.gateway import Gateway
 from natsweb.natsbus import connect
 from natsweb.settings import Nats
+from natsweb.worker import Worker
 
 ACCEPT = b"NATS/1.0\r\nNw-Status: 102\r\n\r\n"
 GONE = b"NATS/1.0\r\nNw-Flow: -\r\n\r\n"
@@ -99,3 +102,29 @@ async def test_a_lost_connection(ask, tmp_path, option, status):
         await first.aclose()
         await stack.enter_async_context(embedded_server(port=port))
         assert (await asking).status_code == status
+
+
+async def test_an_answer_that_is_ready_while_the_connection_is_away(nats_url, bus, until):
+    """A service whose connection was lost sends the answers that were ready meanwhile: who asked may wait for them."""
+    async with AsyncExitStack() as stack:
+        other = await connect(Nats(urls=(nats_url,)))
+        stack.push_async_callback(other.close)
+        svc = Service("late")
+        entered, leave = asyncio.Event(), asyncio.Event()
+
+        @svc.get("/late")
+        async def late() -> str:
+            entered.set()
+            await leave.wait()
+            return "late"
+
+        worker = Worker(other, svc)
+        await worker.start()
+        stack.push_async_callback(worker.stop, 1.0)
+        asking = asyncio.create_task(request(bus, "api.late", b"", timeout=10.0))
+        await entered.wait()
+        other._client._transport.close()
+        await until(lambda: not other.is_connected)
+        leave.set()
+        assert (await asking).payload == b"late"
+        assert other.is_connected

@@ -23,7 +23,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from natsweb.bus import Reply
-from natsweb.errors import BadRequest, HeadersTooLarge, HTTPError, MethodNotAllowed, SubjectTooLong, phrase
+from natsweb.errors import BadReply, BadRequest, HeadersTooLarge, HTTPError, MethodNotAllowed, SubjectTooLong, phrase
 from natsweb.exchange import FORWARDED_METHODS, Exchange, address
 from natsweb.flights import Flight, Incoming, Opened
 from natsweb.front.streaming import StreamedAnswer
@@ -687,6 +687,9 @@ class Connection(HttpToolsProtocol):
                 raise outcome
             status, lines, body = self._owner.exchange.decode_reply(*outcome, item.incoming.method)
         except HTTPError as error:
+            if isinstance(error, BadReply):
+                path = item.incoming.raw_path.decode("latin-1")
+                logger.warning("the reply to %s %s cannot be sent: %s", item.incoming.method, path, error.detail)
             response = problem(error)
             status, lines, body = response.status, response.headers.block, response.body
         self._write(status, lines, body, item.incoming.method, item.keep_alive)

@@ -36,6 +36,7 @@ _REBUILD_WAIT = 0.2
 _MAX_COMPLAINTS = 1000
 _REFUSED = re.compile(r'permissions violation for publish to "([^"]+)"').search
 _MAX_LAST_WORDS = 10_000
+_MAX_LAST_BYTES = 16 * 1024 * 1024
 _MAX_LINE = 4096 - 64  # nats-server's limit of a protocol line, less the sizes and the spaces
 
 
@@ -76,7 +77,8 @@ class NatsBus(Asking):
         self._complaints: set[str] = set()
         self._refused: list[str] = []
         self._flushes: set[asyncio.Future[None]] = set()
-        self._last_words: deque[tuple[bytes, bytes, bytes]] = deque(maxlen=_MAX_LAST_WORDS)
+        self._last_words: deque[tuple[bytes, bytes, bytes | None, bytes]] = deque(maxlen=_MAX_LAST_WORDS)
+        self._last_bytes = 0
         self.rebuilds = 0
         self.reconnected_at = float("-inf")
 
@@ -179,12 +181,17 @@ class NatsBus(Asking):
         logger.warning("connected to NATS again")
         with contextlib.suppress(HTTPError):
             while self._last_words:
-                subject, header, reply = self._last_words.popleft()
-                self.post(subject, b"", header, reply)
+                self.post(*self._last_words.popleft())
+        self._last_words.clear()
+        self._last_bytes = 0
 
-    def post_later(self, subject: bytes, header: bytes, reply: bytes) -> None:
+    def post_later(self, subject: bytes, header: bytes | None, reply: bytes = b"", payload: bytes = b"") -> None:
         """Send a last word later: see `Bus.post_later`."""
-        self._last_words.append((subject, header, reply))
+        self._last_bytes += len(payload)
+        if self._last_bytes <= _MAX_LAST_BYTES:
+            self._last_words.append((subject, payload, header, reply))
+        else:
+            self._last_bytes -= len(payload)
 
     def _on_closed(self, client: RawClient) -> None:
         if client is self._client and not self._closing:

@@ -21,6 +21,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="how often the fault comes, in every case")
     parser.add_argument("--seconds", type=float, default=1.0, help="load before and after each fault (default 1)")
     parser.add_argument("--clients", type=int, default=64, help="clients at once (default 64)")
+    parser.add_argument("--minutes", type=float, default=30.0, help="how long mixed traffic goes on (default 30)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the reports to a file")
     parser.add_argument("--docs", action="store_true", help="also write the table into the documentation")
     arguments = parser.parse_args()
@@ -39,7 +40,7 @@ async def _play(arguments: argparse.Namespace) -> list[Report]:
     for case in CASES:
         if arguments.only and case.name not in arguments.only:
             continue
-        scale = Scale(arguments.rounds or case.rounds, arguments.seconds, arguments.clients)
+        scale = Scale(arguments.rounds or case.rounds, arguments.seconds, arguments.clients, arguments.minutes)
         say(f"{case.name}: {case.words}, {scale.rounds} rounds, {scale.clients} clients")
         report = await run(case, scale, lambda words: say(f"  {words}"))
         say(f"  {'kept' if report.is_good else 'BROKEN: ' + '; '.join(report.broken[:3])}")

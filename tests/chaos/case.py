@@ -18,19 +18,30 @@ Judge = Callable[[list[Entry]], None]
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How large a case is: how often the fault comes, seconds of load before and after it, number of clients."""
+    """How large a case is: how often the fault comes, seconds of load before and after it, number of clients.
+
+    `minutes` is for the one case that looks for what grows.
+    """
 
     rounds: int
     seconds: float = 1.0
     clients: int = 64
+    minutes: float = 30.0
 
 
 @dataclass(slots=True)
 class Findings:
-    """What a case finds: `figures` to record, `broken` promises in words, both besides the columns."""
+    """What a case finds: `figures` to record, `broken` promises in words, both besides the columns.
+
+    `deadline` is the time in seconds within which every answer has to be there, `excused` and `repeats` are those of
+    `compare`.
+    """
 
     figures: dict[str, float] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
+    deadline: float = 10.0
+    excused: set[str] = field(default_factory=set)
+    repeats: bool = False
     say: Callable[[str], None] = lambda _: None
 
     def expect(self, holds: object, words: str) -> None:

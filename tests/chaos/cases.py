@@ -9,8 +9,10 @@ import time
 
 from .case import Case, Findings, Judge, Scale
 from .clients import Load
+from .faults import FAULT_CASES
 from .ledger import Entry, Outcome
 from .owners import OWNER_CASES
+from .pressure import PRESSURE_CASES
 from .stage import Process, Stage
 
 __all__ = ["CASES"]
@@ -24,8 +26,9 @@ async def _two_services(stage: Stage, *arguments: str) -> tuple[list[Process], P
 
 
 async def rolling_restart(stage: Stage, scale: Scale, findings: Findings) -> tuple[list[Outcome], Judge | None]:
-    """Restart two instances in turn, the next when the last is back: nobody notices."""
+    """Restart three instances in turn, the next when the last is back: nobody notices."""
     services, _, url = await _two_services(stage)
+    services.append(await stage.service())
     async with Load(url, scale.clients) as load:
         await asyncio.sleep(scale.seconds)
         for number in range(scale.rounds):
@@ -189,10 +192,12 @@ def _judge_kill(outcomes: list[Outcome], entries: list[Entry], killed: dict[int,
 
 
 CASES: tuple[Case, ...] = (
-    Case("rolling-restart", "two instances restart in turn", 10, rolling_restart),
+    Case("rolling-restart", "three instances restart in turn", 10, rolling_restart),
     Case("gateway-stop", "the gateway stops", 5, gateway_stop),
     Case("gateway-stop-new", "the gateway stops, a new connection for each request", 5, gateway_stop_new),
     Case("nats-restart", "nats-server is killed, and back after 1 s", 3, nats_restart),
     Case("service-kill", "one of two instances is killed", 3, service_kill),
     *OWNER_CASES,
+    *FAULT_CASES,
+    *PRESSURE_CASES,
 )

@@ -13,13 +13,13 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from .ledger import End, Outcome
 
-__all__ = ["Compose", "Load", "Wanted", "get", "post"]
+__all__ = ["Compose", "Load", "Offer", "Wanted", "get", "once", "post"]
 
 _REST = 0.02
 _HEAD = re.compile(rb"HTTP/1\.1 (\d{3})[ \r]")
@@ -139,6 +139,8 @@ class _Connection(asyncio.Protocol):
 class Load:
     """`clients` clients that send one request after the other to `url` while the context lasts.
 
+    With several URLs, a client that is refused at one goes to the next, as behind a load balancer. With `again`, what
+    is not answered 2xx is sent once more, up to that often, to the next URL; `given_up` are those that never were.
     `compose` makes the requests. A request takes the service up to `pause` seconds, and a client waits up to
     `think` seconds before the next.
     `patience` is how long it waits for an answer. Without `keep` every request has a connection of its own. With
@@ -148,9 +150,10 @@ class Load:
 
     def __init__(
         self,
-        url: str,
+        url: str | Sequence[str],
         clients: int = 64,
         *,
+        again: int = 0,
         compose: Compose = _work,
         pause: float = 0.04,
         think: float = 0.02,
@@ -158,8 +161,10 @@ class Load:
         keep: bool = True,
         leave: bool = False,
     ) -> None:
-        address = urlsplit(url)
-        self._host, self._port = address.hostname or "", address.port or 80
+        addresses = [urlsplit(one) for one in ([url] if isinstance(url, str) else url)]
+        self._addresses = [(one.hostname or "", one.port or 80) for one in addresses]
+        self._again = again
+        self.given_up: list[str] = []
         self._clients = clients
         self._compose = compose
         self._pause, self._think, self._patience = pause, think, patience
@@ -175,7 +180,7 @@ class Load:
         return f"<Load {self._clients} clients, {self.in_flight} in flight, {len(self.outcomes)} over>"
 
     async def __aenter__(self) -> "Load":
-        self._tasks = [asyncio.create_task(self._run()) for _ in range(self._clients)]
+        self._tasks = [asyncio.create_task(self._run(number)) for number in range(self._clients)]
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -194,23 +199,25 @@ class Load:
         _, staying = await asyncio.wait(self._tasks, timeout=timeout)
         return not staying
 
-    async def _run(self) -> None:
-        """Be one client."""
+    async def _run(self, turn: int) -> None:
+        """Be one client, which begins at the URL number `turn`."""
         connection: _Connection | None = None
+        tries = 0
         try:
-            while not self._stopping:
+            while tries or not self._stopping:
                 id, sent = next(self._ids), time.monotonic()
                 if connection is None or not connection.is_open:
-                    connection = await self._connect()
+                    connection = await self._connect(turn)
                 if connection is None:
-                    self.outcomes.append(Outcome(id, sent, time.monotonic(), "refused"))
-                    if self._leave:
-                        return
-                    await asyncio.sleep(_REST)
-                    continue
-                outcome = await self._ask(connection, id)
+                    outcome = Outcome(id, sent, time.monotonic(), "refused")
+                else:
+                    outcome = await self._ask(connection, id)
                 self.outcomes.append(outcome)
-                if outcome.closing or outcome.end != "answered" or not self._keep:
+                if outcome.end == "refused" and self._leave:
+                    return
+                tries = self._tries(tries, outcome)
+                turn += tries > 0
+                if connection and (outcome.closing or outcome.end != "answered" or not self._keep or tries):
                     connection.close()
                     connection = None
                 await asyncio.sleep(random.uniform(0, self._think) if outcome.acked else _REST)
@@ -218,27 +225,111 @@ class Load:
             if connection is not None:
                 connection.close()
 
-    async def _connect(self) -> _Connection | None:
-        try:
-            loop = asyncio.get_running_loop()
-            _, connection = await loop.create_connection(_Connection, self._host, self._port)
-        except OSError:
-            return None
-        return connection
+    def _tries(self, tries: int, outcome: Outcome) -> int:
+        """Return how often a request has been sent in vain, 0 if its client goes on to the next."""
+        if outcome.acked or not self._again:
+            return 0
+        if tries < self._again:
+            return tries + 1
+        self.given_up.append(outcome.id)
+        return 0
+
+    async def _connect(self, turn: int) -> _Connection | None:
+        loop = asyncio.get_running_loop()
+        for step in range(len(self._addresses)):
+            host, port = self._addresses[(turn + step) % len(self._addresses)]
+            with contextlib.suppress(OSError):
+                _, connection = await loop.create_connection(_Connection, host, port)
+                return connection
+        return None
 
     async def _ask(self, connection: _Connection, id: str) -> Outcome:
         """Send one request and judge its answer."""
-        wanted = self._compose(id, random.uniform(0, self._pause))
-        reused = connection.answers > 0
         self.in_flight += 1
-        sent = time.monotonic()
         try:
-            answer = await connection.ask(wanted.encoded, self._patience)
+            return await ask(connection, self._compose(id, random.uniform(0, self._pause)), id, self._patience)
         finally:
             self.in_flight -= 1
-        reason, right = _read(answer, id)
-        ended, told = time.monotonic(), (answer.end, answer.status, reason)
-        return Outcome(id, sent, ended, *told, right, reused, answer.closing, wanted.what)
+
+
+async def ask(connection: _Connection, wanted: Wanted, id: str, patience: float) -> Outcome:
+    """Send one request on a connection and judge its answer."""
+    reused = connection.answers > 0
+    sent = time.monotonic()
+    answer = await connection.ask(wanted.encoded, patience)
+    reason, right = _read(answer, id)
+    ended, told = time.monotonic(), (answer.end, answer.status, reason)
+    return Outcome(id, sent, ended, *told, right, reused, answer.closing, wanted.what)
+
+
+async def once(url: str, path: str) -> Outcome:
+    """Send one GET on a connection of its own."""
+    address, id = urlsplit(url), os.urandom(8).hex()
+    loop = asyncio.get_running_loop()
+    _, connection = await loop.create_connection(_Connection, address.hostname, address.port)
+    try:
+        return await ask(connection, Wanted("GET", f"{path}?id={id}"), id, 15.0)
+    finally:
+        connection.close()
+
+
+class Offer:
+    """Requests at a fixed `rate` a second for as long as the context lasts, however slowly they are answered.
+
+    Each goes on a connection that is free, or on a new one.
+    """
+
+    def __init__(self, url: str, rate: float, *, compose: Compose = _work, pause: float = 0.05) -> None:
+        address = urlsplit(url)
+        self._host, self._port = address.hostname or "", address.port or 80
+        self._rate, self._compose, self._pause = rate, compose, pause
+        self._ids = (f"{os.urandom(4).hex()}-{number}" for number in itertools.count(1))
+        self._free: list[_Connection] = []
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._sender: asyncio.Task[None] | None = None
+        self.outcomes: list[Outcome] = []
+
+    def __repr__(self) -> str:
+        return f"<Offer of {self._rate:g}/s, {len(self._under_way)} under way, {len(self.outcomes)} over>"
+
+    async def __aenter__(self) -> "Offer":
+        self._sender = asyncio.create_task(self._send())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._sender is not None
+        self._sender.cancel()
+        await asyncio.gather(self._sender, return_exceptions=True)
+        await asyncio.gather(*self._under_way)
+        for connection in self._free:
+            connection.close()
+
+    async def _send(self) -> None:
+        began, sent = time.monotonic(), 0
+        while True:
+            due = int((time.monotonic() - began) * self._rate)
+            for _ in range(due - sent):
+                task = asyncio.create_task(self._one())
+                self._under_way.add(task)
+                task.add_done_callback(self._under_way.discard)
+            sent = due
+            await asyncio.sleep(0.005)
+
+    async def _one(self) -> None:
+        id, sent = next(self._ids), time.monotonic()
+        connection = self._free.pop() if self._free else None
+        if connection is None or not connection.is_open:
+            try:
+                _, connection = await asyncio.get_running_loop().create_connection(_Connection, self._host, self._port)
+            except OSError:
+                self.outcomes.append(Outcome(id, sent, time.monotonic(), "refused"))
+                return
+        outcome = await ask(connection, self._compose(id, self._pause), id, 15.0)
+        self.outcomes.append(outcome)
+        if outcome.end == "answered" and not outcome.closing:
+            self._free.append(connection)
+        else:
+            connection.close()
 
 
 def _read(answer: _Answer, id: str) -> tuple[str, bool]:

@@ -11,7 +11,7 @@ All times are seconds of the machine's monotonic clock, which its processes shar
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -160,8 +160,23 @@ class Tally:
         }
 
 
-def compare(case: str, outcomes: Sequence[Outcome], entries: Iterable[Entry]) -> Tally:
-    """Return what the outcomes and the entries of one case say together."""
+#: Methods that a case may allow to be executed more than once.
+_IDEMPOTENT = ("DELETE ", "GET ", "HEAD ", "OPTIONS ", "PUT ")
+
+
+def compare(
+    case: str,
+    outcomes: Sequence[Outcome],
+    entries: Iterable[Entry],
+    *,
+    excused: Container[str] = (),
+    repeats: bool = False,
+) -> Tally:
+    """Return what the outcomes and the entries of one case say together.
+
+    `excused` are requests that may have no answer, since what they were sent to was killed. With `repeats`, what is
+    idempotent may have been executed more than once.
+    """
     wrote: dict[str, Counter[Wrote]] = {}
     for entry in entries:
         wrote.setdefault(entry.id, Counter())[entry.wrote] += 1
@@ -176,18 +191,19 @@ def compare(case: str, outcomes: Sequence[Outcome], entries: Iterable[Entry]) ->
         worst_ms=max((one.wait_ms for one in outcomes if one.end == "answered"), default=0.0),
     )
     for outcome in outcomes:
-        _judge(outcome, wrote.get(outcome.id, nothing), tally)
+        may_repeat = repeats and outcome.what.startswith(_IDEMPOTENT)
+        _judge(outcome, wrote.get(outcome.id, nothing), tally, may_repeat=may_repeat, excused=outcome.id in excused)
     # What a service got that no client sent is a body that was changed on the way.
     tally.wrong_body.extend(id for id in wrote if id not in ours)
     return tally
 
 
-def _judge(outcome: Outcome, wrote: Counter[Wrote], tally: Tally) -> None:
+def _judge(outcome: Outcome, wrote: Counter[Wrote], tally: Tally, *, may_repeat: bool, excused: bool) -> None:
     """Enter one request in the columns that it belongs to."""
     id = outcome.id
     if outcome.acked and not wrote["done"]:
         tally.acked_not_handled.append(id)
-    if wrote["started"] > 1 or wrote["done"] > 1:
+    if not may_repeat and (wrote["started"] > 1 or wrote["done"] > 1):
         tally.handled_twice.append(id)
     if outcome.refusal and wrote:
         tally.refused_but_handled.append(id)
@@ -196,7 +212,7 @@ def _judge(outcome: Outcome, wrote: Counter[Wrote], tally: Tally) -> None:
     if outcome.end == "closed" and outcome.reused and not wrote:
         # The server closed an idle connection while the request was on its way to it: nobody has read it.
         tally.raced.append(id)
-    elif outcome.end in ("closed", "cut", "silent"):
+    elif outcome.end in ("closed", "cut", "silent") and not excused:
         tally.unanswered.append(id)
     if not outcome.acked and not outcome.refusal:
         tally.unknown.append(id)

@@ -338,6 +338,7 @@ async def long_finish(stage: Stage, scale: Scale, findings: Findings) -> tuple[l
         stage.gateway("--timeout", "25"), stage.gateway("--timeout", "25"), monolith.start(), orders.start()
     )
     half, outcomes = scale.clients // 2, list[Outcome]()
+    findings.deadline = 25
     for number in range(scale.rounds):
         async with (
             Load(one, 4, compose=lambda id, _: _orders(id, _LONG), patience=30) as slow,

@@ -6,6 +6,7 @@ module knows how a case is run; it does not print.
 
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,11 @@ async def run(case: Case, scale: Scale, say: Callable[[str], None] = lambda _: N
     findings = Findings(say=say)
     with tempfile.TemporaryDirectory(prefix="natsweb-chaos-") as folder:
         async with Stage(Path(folder)) as stage:
-            outcomes, judge = await case.play(stage, scale, findings)
+            try:
+                outcomes, judge = await case.play(stage, scale, findings)
+            except Exception as error:  # the other cases are played all the same
+                outcomes, judge = [], None
+                findings.broken.append(f"the case itself failed: {error!r}, {traceback.format_exc(limit=-3)}")
             entries, codes = await stage.end()
             output = stage.output
     for process, code in codes.items():
@@ -51,7 +56,9 @@ async def run(case: Case, scale: Scale, say: Callable[[str], None] = lambda _: N
         judge(entries)
     if failures := sum("Traceback" in line for line in output):
         findings.add("tracebacks in logs", failures)
-    tally = compare(case.name, outcomes, entries)
+    late = [one.wait_ms for one in outcomes if one.end == "answered" and one.wait_ms > (findings.deadline + 1) * 1000]
+    findings.expect(not late, f"{len(late)} answers after their deadline, the last after {max(late, default=0):.0f} ms")
+    tally = compare(case.name, outcomes, entries, excused=findings.excused, repeats=findings.repeats)
     broken = [f"{name}: {len(ids)}" for name, ids in tally.must_be_zero.items() if ids] + findings.broken
     evidence = [*_evidence(tally, outcomes, entries), *_last_words(output)] if broken else []
     return Report(tally, findings.figures, broken, evidence, time.monotonic() - began)

@@ -17,7 +17,7 @@ from natsweb.embedded import find_binary
 
 from .ledger import Entry, read_book
 
-__all__ = ["Process", "Stage"]
+__all__ = ["Process", "Stage", "free_port"]
 
 _START = 30.0
 _STOP = 30.0
@@ -77,6 +77,10 @@ class Process:
         """End it with SIGKILL and return its exit code."""
         return await self._end(signal.SIGKILL)
 
+    def tell(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self._process.send_signal(number)
+
     def pause(self) -> None:
         """Let it do nothing, as a handler that blocks the event loop would, until `resume`."""
         self._process.send_signal(signal.SIGSTOP)
@@ -103,7 +107,9 @@ class Stage:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._book = folder / "book"
-        self._port = _free_port()
+        self._port = free_port()
+        self._urls = [f"nats://127.0.0.1:{self._port}"]
+        self._ports: list[tuple[int, int]] = []
         self._processes: list[Process] = []
 
     def __repr__(self) -> str:
@@ -122,14 +128,32 @@ class Stage:
         """Everything that the processes have said, each line with its process."""
         return [f"{one.name} {one.pid}: {line}" for one in self._processes for line in one.output]
 
-    async def nats(self) -> Process:
-        """Start the nats-server, always on the same port."""
-        command = [find_binary(), "-a", "127.0.0.1", "-p", str(self._port)]
+    async def nats(self, *, config: str = "") -> Process:
+        """Start the nats-server, always on the same port; `config` is more of its configuration."""
+        return await self._nats(self._port, config)
+
+    async def _nats(self, port: int, config: str) -> Process:
+        file = self._folder / f"nats-{port}.conf"
+        file.write_text(config)
+        command = [find_binary(), "-c", str(file), "-a", "127.0.0.1", "-p", str(port)]
         return await self._start("nats-server", command, "Server is ready")
 
-    async def service(self, app: str = "svc") -> Process:
+    async def cluster(self, size: int) -> list[Process]:
+        """Start nats-servers that are one; what is started later knows all of them."""
+        self._ports = [(free_port(), free_port()) for _ in range(size)]
+        self._urls = [f"nats://127.0.0.1:{port}" for port, _ in self._ports]
+        return list(await asyncio.gather(*[self.member(number) for number in range(size)]))
+
+    async def member(self, number: int) -> Process:
+        """Start one server of the cluster (again). It closes its connections fast when it is told to retire."""
+        port, own = self._ports[number]
+        routes = ", ".join(f'"nats://127.0.0.1:{other}"' for _, other in self._ports if other != own)
+        cluster = f'cluster {{ name: chaos, listen: "127.0.0.1:{own}", routes: [{routes}] }}'
+        return await self._nats(port, f'lame_duck_grace_period: "1s"\nlame_duck_duration: "30s"\n{cluster}\n')
+
+    async def service(self, app: str = "svc", *arguments: str) -> Process:
         """Start one more instance of a service; `app` is its name in `service.py`."""
-        process = await self._natsweb("run", f"{Path(__file__).with_name('service.py')}:{app}")
+        process = await self._natsweb("run", f"{Path(__file__).with_name('service.py')}:{app}", *arguments)
         process.app = app
         return process
 
@@ -153,7 +177,7 @@ class Stage:
         return read_book(self._book), codes
 
     async def _natsweb(self, command: str, *arguments: str) -> Process:
-        line = [sys.executable, "-m", "natsweb", command, *arguments, "--nats", f"nats://127.0.0.1:{self._port}"]
+        line = [sys.executable, "-m", "natsweb", command, *arguments, "--nats", ",".join(self._urls)]
         return await self._start(command, line, '"event": "ready"')
 
     async def _start(self, name: str, command: list[str], ready: str) -> Process:
@@ -171,7 +195,8 @@ class Stage:
         return await started.ready()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of the loopback address that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
