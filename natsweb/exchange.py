@@ -7,6 +7,7 @@ and whose it is. Then a `Flight` carries it. It knows no sockets, no ASGI and no
 import asyncio
 import functools
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
@@ -105,6 +106,7 @@ class Exchange:
         self._flights: set[Flight] = set()
         self._streams: set[Flight] = set()
         self._pending_bytes = 0
+        self._clients: Counter[str] = Counter()
         self._ending = False
         self.directory: Directory | None = None
         self.known_only = False
@@ -146,10 +148,16 @@ class Exchange:
 
     def too_large(self) -> TooLarge:
         """Return the error of a body over the limit, with the limit in words."""
+        if 0 < self.limits.body < self.max_body:
+            return self.over_limit()
         return TooLarge(
             f"the request body is too large: at most {self.max_body} bytes, less the size of the headers, "
             f"fit into one NATS message (max_payload of the server is {self.bus.max_payload})"
         )
+
+    def over_limit(self) -> TooLarge:
+        """Return the error of a body that is larger than this gateway takes."""
+        return TooLarge(f"the request body is too large: this gateway takes {self.limits.body} bytes at most")
 
     def encode_fields(self, fields: list[tuple[bytes, bytes]]) -> bytes:
         """Return the field lines that may cross.
@@ -170,7 +178,11 @@ class Exchange:
         size = len(incoming.fields) + len(body)
         if size > self.limits.margin and size > self.max_body:
             raise self.too_large()
+        if body and 0 < self.limits.body < len(body):
+            raise self.over_limit()
         self._check_pending()
+        if self.limits.per_client and incoming.client is not None:
+            self._count_client(incoming.client)
         flight = Flight(self, incoming, body, done)
         self._flights.add(flight)
         self._pending_bytes += len(body)
@@ -183,6 +195,14 @@ class Exchange:
             flight.drop()
             raise
         return flight
+
+    def _count_client(self, client: str) -> None:
+        """Count a request of an address; raises `Overloaded` when it has as many under way as it may have."""
+        host = client.rpartition(":")[0]
+        if self._clients[host] >= self.limits.per_client:
+            detail = f"this client has {self.limits.per_client} requests under way already"
+            raise HTTPError(429, detail, reason="too_many_requests", headers={"retry-after": "1"})
+        self._clients[host] += 1
 
     def prepare(self, incoming: Incoming) -> RequestHead:
         """Find out where a request goes, who is meant, and what it says there.
@@ -256,6 +276,11 @@ class Exchange:
 
     def forget(self, flight: Flight) -> None:
         """Take a flight that is over off the books."""
+        if self._clients and (flight in self._flights or flight in self._streams) and flight.incoming.client:
+            host = flight.incoming.client.rpartition(":")[0]
+            self._clients[host] -= 1
+            if not self._clients[host]:
+                del self._clients[host]
         self._flights.discard(flight)
         self._streams.discard(flight)
         self._pending_bytes -= len(flight.body)

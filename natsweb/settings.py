@@ -23,18 +23,24 @@ DEFAULT_URL = "nats://127.0.0.1:4222"
 class Limits:
     """Bounds of a gateway: sizes in bytes, times in seconds.
 
-    `subject` is the length of a subject, `header_bytes` and `header_count` bound the header block, `pending` and
-    `pending_bytes` what waits for answers at once, `streams` the answers that
-    stream and the open WebSockets, `margin` is kept free below the server's max_payload.
+    `connections` are those that are open at once. `target` is the length of a request target, `subject` that of a
+    subject, `header_bytes` and `header_count` bound the header block, `body` is the largest request body (0: what
+    services take). `pending` and `pending_bytes` bound what waits for answers at once, `per_client` what one address
+    has under way (0: no bound), `streams` the answers that stream and the open WebSockets, `margin` is kept free below
+    the server's max_payload.
     The timeouts: for a whole request head, between pieces of a body, for a connection at rest, and for a client that
     does not read.
     """
 
+    connections: int = 16_384
+    target: int = 8192
     subject: int = 3072
     header_bytes: int = 32 * 1024
     header_count: int = 100
+    body: int = 0
     pending: int = 1024
     pending_bytes: int = 64 * 1024 * 1024
+    per_client: int = 0
     streams: int = 10_000
     margin: int = 1024
     head_timeout: float = 10.0

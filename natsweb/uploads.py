@@ -5,10 +5,11 @@ its two steps, for doors that have no `Request`. Knows the exchange and requests
 """
 
 import asyncio
+import sys
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from natsweb.errors import Disconnected, HTTPError
+from natsweb.errors import Disconnected, HTTPError, TooLarge
 from natsweb.exchange import Exchange, streamed
 from natsweb.flights import Flight, Incoming, Opened, Outcome
 from natsweb.lifetimes import close_after
@@ -32,6 +33,8 @@ class Upload:
         self.more = True
         self.gone = False
         self.expects = False
+        #: How many bytes there may be behind the first message.
+        self.left_over = sys.maxsize
 
     async def next(self) -> bytes:
         """Return the next piece, and find out whether there are others."""
@@ -68,11 +71,16 @@ class Upload:
                 ahead.cancel()
             return
         rest, self.rest = self.rest, b""
+        left = self.left_over - len(rest)
         await stream.write(rest)
         while self.more or ahead is not None:
             chunk = await (ahead or self.next())
             ahead = None
             if self.gone:
+                return
+            left -= len(chunk)
+            if left < 0:
+                flight.finish(TooLarge("the request body is larger than this gateway takes"))
                 return
             flight.go_on(timeout)  # the time of an answer begins when the question has been heard
             await stream.write(chunk)
@@ -146,6 +154,9 @@ async def first_part(exchange: Exchange, incoming: Incoming, upload: Upload, len
         if length is not None and length <= CHUNK:
             await upload.read_ahead(CHUNK, enough=CHUNK)  # so that the connection can stay
         raise
+    most = exchange.limits.body
+    if 0 < most < (length or 0):
+        raise exchange.over_limit()
     limit = exchange.max_body - len(incoming.fields)
     streams = exchange.may_stream(incoming)
     if not streams and (length or 0) > limit:
@@ -166,6 +177,7 @@ async def first_part(exchange: Exchange, incoming: Incoming, upload: Upload, len
         incoming.fields = b"content-length: %d\r\n%b" % (length, incoming.fields)
     first = min(CHUNK, max(limit, 0))
     body, upload.rest = body[:first], body[first:]
+    upload.left_over = most - len(body) if most else sys.maxsize
     return body
 
 

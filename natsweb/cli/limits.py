@@ -38,7 +38,8 @@ def _read(one: str) -> tuple[str, Any]:
         value: int | float = float(text) if is_time else int(text)
     except ValueError:
         value = -1
-    if not (0 < value < math.inf):
-        what = "seconds, such as 2.5" if is_time else "a whole number above 0"
+    least = 0 if _FIELDS[name].default == 0 else 1e-3
+    if not (least <= value < math.inf):
+        what = "seconds, such as 2.5" if is_time else f"a whole number{' above 0' if least else ''}"
         raise SettingsError(f"--limit {one} cannot be", fix=f"{name} wants {what}")
     return name, value

@@ -23,7 +23,16 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from natsweb.bus import Reply
-from natsweb.errors import BadReply, BadRequest, HeadersTooLarge, HTTPError, MethodNotAllowed, SubjectTooLong, phrase
+from natsweb.errors import (
+    BadReply,
+    BadRequest,
+    HeadersTooLarge,
+    HTTPError,
+    MethodNotAllowed,
+    Overloaded,
+    SubjectTooLong,
+    phrase,
+)
 from natsweb.exchange import FORWARDED_METHODS, Exchange, address
 from natsweb.flights import Flight, Incoming, Opened
 from natsweb.front.streaming import StreamedAnswer
@@ -40,7 +49,6 @@ logger = logging.getLogger("natsweb.front")
 
 _FAST_BODY = 64 * 1024
 _MAX_QUEUE = 16
-_MAX_TARGET = 8 * 1024
 _FRESH_WAIT = 0.5
 _LINGER_TIME = 1.0
 _MAX_OVERHEAD = 64 * 1024
@@ -97,7 +105,7 @@ _NOTHING = Incoming("GET", b"", b"", b"")
 
 
 def _reset(transport: asyncio.Transport) -> None:
-    """Close with a reset: where only the end of the connection ends an answer, a polite one would look like it."""
+    """Close with a reset, which leaves nothing to be read and does not look like the end of an answer."""
     found = transport.get_extra_info("socket")
     with contextlib.suppress(OSError, AttributeError):
         found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -198,6 +206,8 @@ class Connection(HttpToolsProtocol):
         self._stopping = self._owner.stopping
         if self.client:
             self._address = address(*self.client)
+        if len(self.connections) > self._limits.connections:
+            self._refuse(Overloaded("the gateway has as many connections as it may have"))
 
     def data_received(self, data: bytes) -> None:
         """Take bytes; a broken request is answered in its turn, and then the connection closes."""
@@ -366,7 +376,7 @@ class Connection(HttpToolsProtocol):
         limits, spent = self._limits, now - self.since
         if self.transport.is_closing() or self.flow.write_paused:
             if spent > limits.write_timeout:
-                self.transport.abort()
+                _reset(self.transport)  # or the system keeps for minutes what nobody reads
         elif self.doing == LINGER:
             if spent > _LINGER_TIME:
                 self.transport.close()
@@ -402,8 +412,8 @@ class Connection(HttpToolsProtocol):
     def on_url(self, url: bytes) -> None:
         """A piece of the request target."""
         self.url += url
-        if len(self.url) > _MAX_TARGET:
-            self._fail(SubjectTooLong(f"the request target is longer than {_MAX_TARGET} bytes"))
+        if len(self.url) > self._limits.target:
+            self._fail(SubjectTooLong(f"the request target is longer than {self._limits.target} bytes"))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header line; after the head, a trailer, which is counted and dropped."""

@@ -121,7 +121,9 @@ async def slow_clients(stage: Stage, scale: Scale, findings: Findings) -> tuple[
     lived = [task.result() for task in slow]
     findings.worst("slow clients", len(lived))
     findings.worst("the last cut off after s", max(lived))
-    findings.expect(max(lived) < 20, f"a slow client was cut off after {max(lived):.0f} s only")
+    for number, kind in enumerate(kinds):
+        longest = max(lived[number :: len(kinds)])
+        findings.expect(longest < 20, f"{kind.__name__.strip('_')}: cut off after {longest:.0f} s only")
     findings.worst("gateway MiB more", (after.memory - before.memory) / 2**20)
     findings.expect(after.files - before.files < 10, f"{after.files - before.files} sockets are still open")
     _judge_others(alone.outcomes, others.outcomes, "beside slow clients", findings)
