@@ -152,6 +152,26 @@ async def test_entity_tags(gate: Open, begin: Begin, fast: bool) -> None:
     assert (changed.status_code, [*changed.json()["paths"]]) == (200, ["/orders/{id}", "/shop/{id}"])
 
 
+@DOORS
+async def test_a_service_that_stops_leaves(
+    gate: Open, begin: Begin, monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    """It is shown while the grace lasts, and then no more; its clash of names goes with it."""
+    monkeypatch.setattr(Fleet.__init__, "__kwdefaults__", {"grace": 0.2})
+    member = await begin(shop("orders"))
+    await begin(shop("shop", field="number"))
+    client = await gate(fast)
+    both = await client.get("/openapi.json")
+    assert [*both.json()["paths"]] == ["/orders/{id}", "/shop/{id}"]
+    await member.stop(0.1)
+    async with asyncio.timeout(10):
+        tag = {"if-none-match": both.headers["etag"]}
+        while (response := await client.get("/openapi.json", headers=tag)).status_code == 304:
+            await asyncio.sleep(0.01)
+    assert response.json()["paths"].keys() == {"/shop/{id}"}
+    assert response.json()["components"]["schemas"].keys() == {"FieldError", "Order", "Problem"}
+
+
 async def test_roots_rules_and_hosts(gate: Open, begin: Begin) -> None:
     """Paths are where they are for who asks; what this gateway does not reach is not shown."""
     roots = {"/v2": f"docs{next(numbers)}", "admin.example.com": f"docs{next(numbers)}"}
