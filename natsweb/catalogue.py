@@ -180,7 +180,7 @@ class Catalogue:
             away = away or self._away(spot, method)
             if other is None and spot.owners:
                 other = min(spot.owners.values())
-        return typed or starting or away or other or self._by_empty_captures(tokens)
+        return starting or away or typed or other or self._by_empty_captures(tokens)
 
     def _by_empty_captures(self, tokens: Sequence[str]) -> Owner | None:
         """Return who gets a path with an empty segment that only a capture fits: it answers 404, or redirects."""

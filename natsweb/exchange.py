@@ -42,6 +42,7 @@ __all__ = ["FORWARDED_METHODS", "Exchange", "address", "bytes_of", "check_method
 logger = logging.getLogger("natsweb.gateway")
 
 FORWARDED_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
+_SAFE = ("GET", "HEAD", "OPTIONS")
 _SETTLING = 2.0
 _SILENCE = 0.2  # after which a service that was meant is asked whether it is there (docs/wire.md)
 _STARTING = 1.0
@@ -345,10 +346,14 @@ class Exchange:
     # ── whose a request is ──
 
     def turn(self) -> None:
-        """Look again whose requests are: services have come or gone."""
+        """Look again whose requests are: services have come or gone.
+
+        What was meant for nobody no natsweb service has run, but somebody else may: only what is safe is sent again.
+        """
         self.turns += 1
         for flight in [one for one in self._flights if one.sent_to is None and one.is_sent and one.stream is None]:
-            flight.look_again()
+            if flight.incoming.method in _SAFE:
+                flight.look_again()
         waiting, self._starting = self._starting, set()
         for flight in waiting:
             flight.send()

@@ -117,15 +117,23 @@ class Model:
         for state in ("up", "starting"):
             claims = list(self.claims(tokens, state))
             for place in sorted({claim[0] for claim in claims}):
-                for wanted in (method, *(["GET"] if method == "HEAD" else []), *(["*"] if state == "up" else [])):
+                mounts = state == "up" and not (method == "OPTIONS" and self.typed(tokens, place))
+                for wanted in (method, *(["GET"] if method == "HEAD" else []), *(["*"] if mounts else [])):
                     names = [name for where, methods, name in claims if where == place and wanted in methods]
                     if names:
                         return min(names), state == "starting"
+        typed = sorted((place, name) for place, methods, name in self.claims(tokens, "up") if methods != ("*",))
+        if method == "OPTIONS" and typed:
+            return typed[0][1], False
         for empty in (False, True):  # who lacks the method answers 405; who has only a capture answers 404 or 308
             found = sorted((place, name) for place, _, name in self.claims(tokens, "up", empty))
             if found:
                 return found[0][1], False
         return None
+
+    def typed(self, tokens, place):
+        """Tell whether somebody has methods of his own on a path, at a place or before it."""
+        return any(where <= place and methods != ("*",) for where, methods, _ in self.claims(tokens, "up"))
 
     def has(self, method, tokens):
         """Tell whether anybody who is up has a method of a path."""

@@ -1207,7 +1207,6 @@ async def test_a_request_finds_who_appears_meanwhile(bus, root, gateway, start):
     await worker.stop()
 
 
-@pytest.mark.xfail(strict=True, reason="turn() sends again what a plain subscriber may be at work on: both run it")
 async def test_a_plain_subscriber_at_work_is_not_doubled(bus, root, gateway, start, until):
     """What a subscriber that knows no Nw-Service is at work on is not sent to a service that appears meanwhile."""
     await start(speaker("known", "GET /x"))
