@@ -34,6 +34,7 @@ FLOORS = [
     ["front", "member", "plain"],
     ["serving"],
     ["cli", "testing"],
+    ["pytest_plugin"],
     ["__main__"],
 ]
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
@@ -43,9 +44,9 @@ NEIGHBOURS = {
     "settings": {"errors"},
     "files": {"asgi"},  # a file is served by running starlette's ASGI application
 }
-# Arrows upwards, by name at run time: `Service.run` is the command line's `run` for one service, and a service that is
-# called as an ASGI application has its door there.
-LATE = {("service", "cli"), ("service", "plain")}
+# Arrows by name at run time. Upwards: `Service.run` is the command line's `run` for one service, and a service that is
+# called as an ASGI application has its door there. Downwards: pytest loads the plugin in every run.
+LATE = {("service", "cli"), ("service", "plain"), ("pytest_plugin", "testing")}
 
 # Libraries with one door.
 DOORS = {"nats": "natsbus", "typer": "cli", "uvicorn": "front"}
