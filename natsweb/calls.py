@@ -9,28 +9,31 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TypeAlias
 
 from natsweb import current
 from natsweb.bus import Bus
 from natsweb.discovery import Directory
-from natsweb.errors import Disconnected, HTTPError, NatsDown, NatsRefused, NoService, TimeUp
+from natsweb.errors import Disconnected, HTTPError, NatsDown, NatsRefused, Overloaded, Stopping, TimeUp
 from natsweb.exchange import Exchange
 from natsweb.flights import Flight, Incoming, Opened, Outcome
 from natsweb.headers import Headers
 from natsweb.jobs import Job
 from natsweb.messages import Pieces, Response, StreamingResponse
-from natsweb.natsbus import adopt, connect
+from natsweb.natsbus import Connection, adopt, connect
 from natsweb.pipes import Reader
 from natsweb.settings import Limits, Nats, find_nats
-from natsweb.subjects import check_root
+from natsweb.subjects import REPLY_PREFIXES, check_root
 from natsweb.uploads import Upload, first_part, launch
 
-__all__ = ["Caller", "Fields", "read_whole", "time_left"]
+__all__ = ["Caller", "Fields", "Source", "read_whole", "time_left"]
 
 logger = logging.getLogger("natsweb.client")
 
 Fields = list[tuple[bytes, bytes]]
+
+#: Where a connection comes from: a URL, settings, or a client of nats-py's.
+Source: TypeAlias = str | Nats | Connection | None
 
 #: What a call made for a request carries of its headers.
 _PASSED_ON = (b"x-request-id", b"traceparent", b"tracestate", b"baggage")
@@ -44,7 +47,7 @@ class Caller:
     `nats` is a server URL, `Nats` settings, or a connected client of nats-py's, which stays open.
     """
 
-    def __init__(self, root: str, *, nats: Any = None, bus: Bus | None = None) -> None:
+    def __init__(self, root: str, *, nats: Source = None, bus: Bus | None = None) -> None:
         self.root = check_root(root)
         self._nats = nats
         self._given_bus = bus
@@ -79,7 +82,8 @@ class Caller:
             bus = self._given_bus
             if bus is None:
                 bus = self._own_bus = await _connect(self._nats, f"natsweb/client/{self.root}")
-            exchange = Exchange(bus, self.root, timeout=_DAY, limits=_LIMITS)
+            prefixes = (*REPLY_PREFIXES, bus.new_inbox().rpartition(".")[0] + ".")
+            exchange = Exchange(bus, self.root, timeout=_DAY, limits=_LIMITS, reply_prefixes=prefixes)
             directory = Directory(bus, self.root, on_change=exchange.turn, on_gone=exchange.gone)
             try:
                 await directory.start()
@@ -130,15 +134,16 @@ class Caller:
         if left is not None and left <= 0:
             raise TimeUp("the request that this call is made for has no time left")
         incoming.limit = min(timeout, _DAY if left is None else left)
+        sending = None
         try:
             exchange.admit()
-        except NatsDown:
-            raise NatsDown("there is no connection to NATS") from None
-        if isinstance(body, bytes) and len(body) <= exchange.max_body - len(incoming.fields):
-            outcome, sending = await _fly(exchange, incoming, body), None
-        else:
-            size = len(body) if isinstance(body, bytes) else length
-            outcome, sending = await _fly_with(exchange, incoming, _Sending(body), size)
+            if isinstance(body, bytes) and len(body) <= exchange.max_body - len(incoming.fields):
+                outcome = await _fly(exchange, incoming, body)
+            else:
+                size = len(body) if isinstance(body, bytes) else length
+                outcome, sending = await _fly_with(exchange, incoming, _Sending(body), size)
+        except HTTPError as error:
+            raise _in_own_words(error) from error.__cause__
         if isinstance(outcome, Opened):
             pieces = Pieces(_Arriving(outcome, sending))
             return StreamingResponse(pieces, status=outcome.status, headers=Headers.from_block(outcome.lines))
@@ -155,7 +160,7 @@ class Caller:
         return Incoming(method, raw_path, query, self.exchange.encode_fields(_passed_on(fields)))
 
 
-async def _connect(nats: Any, name: str) -> Bus:
+async def _connect(nats: Source, name: str) -> Bus:
     if isinstance(nats, Nats):
         return await connect(nats, name=name)
     if nats is None or isinstance(nats, str):
@@ -196,11 +201,13 @@ async def _fly_with(
 
 
 def _in_own_words(error: HTTPError) -> HTTPError:
-    """Return what went wrong on the way, less what only a gateway says to its clients."""
+    """Return what went wrong on the way, in other words than a gateway has for its clients."""
     if isinstance(error, NatsDown):
         return NatsDown("there is no connection to NATS")
-    if isinstance(error, NoService):
-        return NoService("no service listens on this path, or none is there yet")
+    if isinstance(error, Overloaded):
+        return Overloaded("this process calls as much at once as it may")
+    if isinstance(error, Stopping):
+        return Stopping("the client was stopped before the answer was there")
     return error
 
 

@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar, overload
 from typing_extensions import Unpack
 
 from natsweb.bus import Bus
-from natsweb.calls import Caller, read_whole, time_left
+from natsweb.calls import Caller, Source, read_whole, time_left
 from natsweb.errors import BadReply, StartError, TimeUp
 from natsweb.given import Given
 from natsweb.messages import Pieces, Response
@@ -77,7 +77,9 @@ class Client(Given):
     for an answer that does not fit `into`; `ValueError` for a path that is none. Raises `NatsUnreachable` at its start.
     """
 
-    def __init__(self, root: str = "api", nats: Any = None, *, timeout: float = 10.0, bus: Bus | None = None) -> None:
+    def __init__(
+        self, root: str = "api", nats: Source = None, *, timeout: float = 10.0, bus: Bus | None = None
+    ) -> None:
         self._caller = Caller(root, nats=nats, bus=bus)
         self._timeout = timeout
         self._owner: str | None = None  # the service whose handlers have it

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from natsweb.bus import Bus
-from natsweb.calls import Caller
+from natsweb.calls import Caller, Source
 from natsweb.errors import Disconnected, HTTPError, NatsDown, NatsUnreachable, StartError, Stopping, TimeUp
 from natsweb.messages import Response
 from natsweb.replies import problem
@@ -53,7 +53,7 @@ class NatsTransport(httpx2.AsyncBaseTransport):
     #: What services are told of the HTTP client: its address.
     _client: str | None = None
 
-    def __init__(self, root: str = "api", nats: Any = None, *, bus: Bus | None = None) -> None:
+    def __init__(self, root: str = "api", nats: Source = None, *, bus: Bus | None = None) -> None:
         self._caller = Caller(root, nats=nats, bus=bus)
 
     def __repr__(self) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import enum
 import logging
+import sys
 from collections.abc import AsyncIterator
 from typing import Annotated
 
@@ -21,6 +22,7 @@ from natsweb.errors import (
     NatsDown,
     NatsUnreachable,
     NoService,
+    Overloaded,
     SettingsError,
     StartError,
     Stopping,
@@ -332,6 +334,45 @@ async def test_nobody_there(api: Client):
     assert "POST" in caught.value.headers["allow"]
 
 
+async def test_the_service_that_is_meant_gets_the_call(shop: Shop):
+    """Where two services have a path, the more specific one alone runs it."""
+    bus = MemoryBus()
+    wide = Service("all")
+    others: list[str] = []
+
+    @wide.route("/<path:rest>", methods=["GET", "POST"])
+    async def other(rest: str) -> str:
+        others.append(rest)
+        return rest
+
+    async with serve(shop.svc, bus=bus), serve(wide, bus=bus), Client(bus=bus) as api:
+        assert await api.get("/orders/7", into=Order) == Order(id=7, item="tea")
+        assert await api.get("/elsewhere", into=str) == "elsewhere"
+    assert others == ["elsewhere"]
+    await bus.close()
+
+
+async def test_an_inbox_of_ones_own(shop: Shop, nats_url: str):
+    """With permissions by inbox, both sides have one prefix, and streams go there too."""
+    nats = Nats(urls=(nats_url,), inbox_prefix="_shop")
+    options = {"reply_prefixes": ("_shop.",)}
+    async with serve(shop.svc, nats=nats, **options), Client(nats=nats) as api:
+        assert len(await api.get("/large", params={"size": 2_000_000}, into=bytes)) == 2_000_000
+        assert await api.post("/count", body=bytes(2_000_000), into=int) == 2_000_000
+
+
+async def test_too_much_at_once(api: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch):
+    """The sentence is about this process, and not about a gateway."""
+    monkeypatch.setattr("natsweb.exchange.Exchange._check_pending", lambda _: throw(Overloaded("the gateway")))
+    with pytest.raises(Overloaded, match="this process calls as much at once as it may"):
+        await api.get("/orders/7")
+
+
+def throw(error: Exception) -> None:
+    """Raise an error."""
+    raise error
+
+
 # ── streams ──
 
 
@@ -486,6 +527,59 @@ async def test_the_time_of_a_call(api: Client, shop: Shop):
         await shop.cancelled.wait()
 
 
+async def test_the_handler_of_another_process_is_cancelled(nats_url: str):
+    """Whoever leaves a call, or the answer to one, is noticed there."""
+    code = """
+import asyncio, sys
+from natsweb import Service, StreamingResponse, serve
+
+svc = Service("far")
+
+@svc.get("/hang")
+async def hang() -> None:
+    print("began", flush=True)
+    try:
+        await asyncio.sleep(60)
+    finally:
+        print("cancelled", flush=True)
+
+@svc.get("/ticks")
+async def ticks() -> StreamingResponse:
+    async def body():
+        try:
+            while True:
+                yield b"tick"
+                await asyncio.sleep(0.001)
+        finally:
+            print("closed", flush=True)
+    return StreamingResponse(body())
+
+async def main():
+    async with serve(svc, nats=sys.argv[1], root="api.far"):
+        print("ready", flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+
+asyncio.run(main())
+"""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", code, nats_url), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    async with asyncio.timeout(30):
+        assert await process.stdout.readline() == b"ready\n"
+        async with Client("api.far", nats_url) as api:
+            call = asyncio.create_task(api.get("/hang"))
+            assert await process.stdout.readline() == b"began\n"
+            call.cancel()
+            assert await process.stdout.readline() == b"cancelled\n"
+            async with api.stream("GET", "/ticks") as answer:
+                assert await anext(aiter(answer)) == b"tick"
+            assert await process.stdout.readline() == b"closed\n"
+        process.stdin.close()
+        assert await process.wait() == 0
+
+
 # ── life ──
 
 
@@ -511,7 +605,7 @@ async def test_stopping_ends_calls_under_way(shop: Shop, nats_url: str):
         call = asyncio.create_task(client.get("/hang"))
         await shop.began.wait()
         await client.stop()
-        with pytest.raises(Stopping):
+        with pytest.raises(Stopping, match="the client was stopped"):
             await call
 
 

@@ -10,13 +10,13 @@ import asyncio
 import logging
 
 from natsweb.errors import NatsUnreachable
-from natsweb.natsbus.adopted import AdoptedBus, adopt
+from natsweb.natsbus.adopted import AdoptedBus, Connection, adopt
 from natsweb.natsbus.fast import FastBus, fits
 from natsweb.natsbus.link import NatsBus
 from natsweb.natsbus.public import PublicBus
 from natsweb.settings import Nats
 
-__all__ = ["AdoptedBus", "FastBus", "NatsBus", "PublicBus", "adopt", "connect"]
+__all__ = ["AdoptedBus", "Connection", "FastBus", "NatsBus", "PublicBus", "adopt", "connect"]
 
 logger = logging.getLogger("natsweb.nats")
 

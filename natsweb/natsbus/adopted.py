@@ -6,7 +6,7 @@ Slower than a connection of natsweb's own, and poorer: nats-py hands headers on 
 
 import asyncio
 import contextlib
-from typing import Any
+from typing import Any, TypeAlias
 
 import nats.errors
 from nats.aio.client import Client
@@ -17,7 +17,10 @@ from natsweb.natsbus.link import LinkSubscription
 from natsweb.natsbus.public import PublicBus
 from natsweb.settings import Nats
 
-__all__ = ["AdoptedBus", "adopt"]
+__all__ = ["AdoptedBus", "Connection", "adopt"]
+
+#: A client of nats-py's, as its owner has it.
+Connection: TypeAlias = Client
 
 _LOOK = 0.1
 

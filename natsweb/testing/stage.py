@@ -146,7 +146,7 @@ class StageTransport(NatsTransport):
     _client = CLIENT
 
     def __init__(
-        self, root: str, nats: Any, *, bus: Bus | None, take_failure: Callable[[], BaseException | None]
+        self, root: str, nats: str | Nats | None, *, bus: Bus | None, take_failure: Callable[[], BaseException | None]
     ) -> None:
         super().__init__(root, nats, bus=bus)
         self._take_failure = take_failure
