@@ -27,14 +27,14 @@ from natsweb.wire import (
     is_no_responders,
 )
 
-__all__ = ["FEED_WAIT", "GOODBYE", "HEAD_WAIT", "Desk", "Job", "collect", "goodbye"]
+__all__ = ["Desk", "Job", "collect", "goodbye"]
 
 logger = logging.getLogger("natsweb.worker")
 
 # Seconds in which an error before the first piece is still an ordinary answer: a feed may have nothing to say.
-FEED_WAIT, HEAD_WAIT = 0.5, 2.0
+_FEED_WAIT, _HEAD_WAIT = 0.5, 2.0
 _MARGIN = 1024
-GOODBYE = 5.0  # seconds that a handler has after its WebSocket has ended
+_GOODBYE = 5.0  # seconds that a handler has after its WebSocket has ended
 
 
 class Desk(Protocol):
@@ -168,7 +168,7 @@ class Job(Asked):
 
     def _say_goodbye(self) -> None:
         """Leave a while to whoever talks on a WebSocket that has ended: it hears of that, and cleans up."""
-        self._goodbye = self._goodbye or asyncio.get_running_loop().call_later(GOODBYE, self.cancel)
+        self._goodbye = self._goodbye or asyncio.get_running_loop().call_later(_GOODBYE, self.cancel)
 
     def cancel(self) -> None:
         """Cancel the handler at its next await."""
@@ -264,7 +264,7 @@ class Job(Asked):
             self.answer(await collect(response, pieces, self.call.method, self._room(response)))
             return
         stream = self.connect()
-        wait = FEED_WAIT if pieces.feed else HEAD_WAIT
+        wait = _FEED_WAIT if pieces.feed else _HEAD_WAIT
         head = asyncio.get_running_loop().call_later(wait, self._open, response)
         beat = _Heartbeat(stream, pieces.heartbeat, lambda: self.answered)
         self.ends_well = pieces.feed

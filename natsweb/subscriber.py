@@ -6,6 +6,7 @@ event is its handler's result, if it wants one. Beside the worker's requests; it
 """
 
 import asyncio
+import contextlib
 import functools
 import logging
 import math
@@ -14,15 +15,15 @@ from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from natsweb.bus import Bus, Message, Subscription
-from natsweb.errors import HandlerFailed, HTTPError, Stopping, TimeUp
+from natsweb.errors import HandlerFailed, HTTPError, ReplyTooLarge, Stopping, TimeUp, TooLarge
 from natsweb.events import Listening, Publisher, check_subject
 from natsweb.jobs import collect
 from natsweb.messages import Call, Response, Socket
 from natsweb.paths import Template
 from natsweb.replies import problem
 from natsweb.routes import Route
-from natsweb.subjects import matches, minimal_cover
-from natsweb.wire import decode_event, encode_response, event_words
+from natsweb.subjects import decode_token, matches, minimal_cover
+from natsweb.wire import EVENT, decode_event, encode_response, event_words
 
 __all__ = ["Listens", "Subscriber"]
 
@@ -117,7 +118,7 @@ class Subscriber:
                     call = decode_event(words, message.header, message.payload)
                     self._take(_Event(self, route, call, _captures(route.template, words), reply))
         except HTTPError as error:
-            logger.warning("EVENT %s was dropped: %s", message.subject, error.detail)
+            logger.warning("%s %s was dropped: %s", EVENT, message.subject, error.detail)
 
     def _take(self, event: "_Event") -> None:
         if len(self._running) < self._concurrency:
@@ -180,9 +181,8 @@ class _Event:
             await self._conclude(await self._subscriber.app.hand(self._route, self.call, self._params))
         except asyncio.CancelledError:
             self._say(HandlerFailed("the handler cancelled itself"))
-        except Exception:
-            logger.exception("%s failed", self._words)
-            self._answer(problem(HandlerFailed("the service failed; its log says why")))
+        except Exception:  # of a reply that streams
+            self._say(HandlerFailed("the reply failed in the middle; the log says why"))
         try:
             self._stop_timer()
             if self.call.after is not None:
@@ -206,12 +206,25 @@ class _Event:
         if self._answered:
             return
         self._answered = True
+        try:
+            self._publish(response)
+        except HTTPError as error:
+            logger.warning("the reply to %s was not sent: %s", self._words, error.detail)
+            self._publish_instead(error)
+        except Exception:
+            logger.exception("the reply to %s is none that can be sent", self._words)
+            self._publish_instead(HandlerFailed("the handler's answer cannot be sent; the log says why"))
+
+    def _publish_instead(self, error: HTTPError) -> None:
+        if isinstance(error, TooLarge):
+            error = ReplyTooLarge("the reply does not fit into one NATS message")
+        with contextlib.suppress(HTTPError):
+            self._publish(problem(error))
+
+    def _publish(self, response: Response) -> None:
         if self._reply:
-            try:
-                header, payload = encode_response(response)
-                self._subscriber.bus.publish(self._reply, payload, header=header)
-            except HTTPError as error:
-                logger.warning("the reply to %s was not sent: %s", self._words, error.detail)
+            header, payload = encode_response(response)
+            self._subscriber.bus.publish(self._reply, payload, header=header)
 
     def end(self, error: HTTPError) -> None:
         """Cancel the handler, and say why."""
@@ -226,7 +239,7 @@ class _Event:
 
     @property
     def _words(self) -> str:
-        return f"EVENT {'.'.join(self.call.raw_path[1:].split('/'))}"
+        return f"{EVENT} {'.'.join(map(decode_token, self.call.tokens))}"
 
     # ── the channel of the handler ──
 

@@ -113,10 +113,10 @@ class Worker:
 
     async def start(self) -> None:
         """Subscribe; when this returns, the server sends requests here."""
-        for pattern in self._app.patterns(self._root):
-            self._subscriptions.append(await self.bus.subscribe_parts(pattern, self._receive, queue=self._app.queue))
         if self._events is not None:
             await self._events.start()
+        for pattern in self._app.patterns(self._root):
+            self._subscriptions.append(await self.bus.subscribe_parts(pattern, self._receive, queue=self._app.queue))
         await self.bus.flush()
 
     async def stop(self, grace: float = 25.0) -> bool:

@@ -32,6 +32,7 @@ from natsweb.bus import MemoryBus, Message, request
 from natsweb.cli import app as cli
 from natsweb.errors import DeclarationError, TooLarge
 from natsweb.events import parse_subject
+from natsweb.headers import Headers
 from natsweb.natsbus import connect
 from natsweb.plain import PlainDoor
 from natsweb.settings import Nats
@@ -326,6 +327,45 @@ async def test_the_result_is_the_reply(house, svc):
     assert (await house.ask("ev8.13")).status == 409
     assert (await house.ask("ev8.x")).parse_json()["errors"][0]["loc"] == ["path", "id"]
     assert (await house.ask("ev8.pieces.all")).body == b"ab"
+
+
+async def test_replies_that_cannot_be_sent(house, svc, caplog):
+    """Whoever waits hears so, and the log says why."""
+
+    @svc.on("ev22.<what>")
+    async def answer(what: str) -> Response:
+        if what == "large":
+            return Response(body=b"x" * 2_000_000)
+        if what == "bad":
+            return Response.trusted(200, Headers.from_block(b"x-a: \x00\r\n"), b"")
+
+        async def give() -> AsyncIterator[bytes]:
+            yield b"a"
+            raise RuntimeError("half of it")
+
+        return StreamingResponse(give())
+
+    await house.serve(svc)
+    for what in ("large", "bad", "breaks"):
+        assert (await house.ask(f"ev22.{what}")).status == 500
+    assert "the reply to EVENT ev22.large was not sent" in caplog.text
+    assert "the reply to EVENT ev22.bad is none that can be sent" in caplog.text
+    assert "half of it" in caplog.text
+
+
+async def test_headers_of_nats(svc, heard):
+    """Its own header fields are the publisher's, and may be taken."""
+    bus = MemoryBus()
+
+    @svc.on("ev23")
+    async def take(id: Annotated[str, Header(alias="Nats-Msg-Id")]) -> None:
+        heard.note(id)
+
+    worker = Worker(bus, svc)
+    await worker.start()
+    bus.publish("ev23", b"", header=b"NATS/1.0\r\nNats-Msg-Id: 7\r\n\r\n")
+    assert await heard.of(1) == ["7"]
+    await worker.stop()
 
 
 async def test_a_reply_goes_to_inboxes_only(house, svc, heard):

@@ -13,7 +13,6 @@ from natsweb.errors import Disconnected, HandlerFailed, NoRoute
 from natsweb.gateway.http import CutOff, send_response
 from natsweb.gateway.scopes import Event, Receive, Send
 from natsweb.headers import Headers
-from natsweb.jobs import FEED_WAIT, HEAD_WAIT
 from natsweb.messages import Call, Pieces, Response
 from natsweb.plain.visits import Handle, Inflow, Visit
 from natsweb.replies import problem
@@ -25,6 +24,8 @@ logger = logging.getLogger("natsweb.plain")
 
 _AHEAD = 1024 * 1024  # what a NATS message holds by default
 _NO_BODY = (204, 205, 304)
+# Seconds in which an error before the first piece is still an ordinary answer, as in `natsweb.jobs`.
+_FEED_WAIT, _HEAD_WAIT = 0.5, 2.0
 
 
 class HttpVisit(Visit):
@@ -161,7 +162,7 @@ class HttpVisit(Visit):
 
     async def _fill(self, response: Response, pieces: Pieces) -> None:
         """Send the head if no piece comes for a while, and then a little whenever the stream has been silent."""
-        await asyncio.sleep(FEED_WAIT if pieces.feed else HEAD_WAIT)
+        await asyncio.sleep(_FEED_WAIT if pieces.feed else _HEAD_WAIT)
         await self._open(response)
         seconds, words = pieces.heartbeat or (0.0, b"")
         while seconds > 0:

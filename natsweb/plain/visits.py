@@ -101,10 +101,13 @@ class Visit(abc.ABC):
     async def run(self) -> None:
         """Serve it, to the end of what is left to do after its answer; raises `CutOff`."""
         self._task = asyncio.create_task(self._work(), name="natsweb request")
-        listening = asyncio.create_task(self.listen(), name="natsweb client")
-        self._set_due()
+        listening: asyncio.Task[None] | None = None
         try:
-            await asyncio.wait([self._task])
+            await asyncio.sleep(0)
+            if not self._task.done():  # one that never waits is over by now, and needs nobody to look after it
+                listening = asyncio.create_task(self.listen(), name="natsweb client")
+                self._set_due()
+                await asyncio.wait([self._task])
         except asyncio.CancelledError:  # the server stops, and has waited long enough
             await self.answer(problem(Stopping("the service stopped before the handler had finished")))
             self._task.cancel()
@@ -114,8 +117,9 @@ class Visit(abc.ABC):
             self._due = math.inf
             if self._timer is not None:
                 self._timer.cancel()
-            listening.cancel()
-            await asyncio.gather(listening, *filter(None, [self._last_word]), return_exceptions=True)
+            if listening is not None:
+                listening.cancel()
+                await asyncio.gather(listening, *filter(None, [self._last_word]), return_exceptions=True)
             self.call.channel = None
         if not self._task.cancelled():
             self._task.result()

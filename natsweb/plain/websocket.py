@@ -10,7 +10,7 @@ from natsweb.errors import HTTPError, WebSocketClosed
 from natsweb.gateway.scopes import Receive, Scope, Send
 from natsweb.gateway.websocket import close, deny
 from natsweb.headers import Headers, HeaderSource
-from natsweb.jobs import GOODBYE, goodbye
+from natsweb.jobs import goodbye
 from natsweb.messages import Call, Response
 from natsweb.plain.visits import Handle, Inflow, Visit
 from natsweb.replies import problem
@@ -19,6 +19,7 @@ from natsweb.wire import decode_reply, encode_response, forwarded_fields
 __all__ = ["SocketVisit"]
 
 _SERVERS_OWN = ("sec-websocket-protocol", "sec-websocket-extensions", "sec-websocket-accept")
+_GOODBYE = 5.0  # seconds that a handler has after its WebSocket has ended
 
 
 class SocketVisit(Visit):
@@ -53,7 +54,7 @@ class SocketVisit(Visit):
         if not self.is_accepted:
             super().leave()
         elif self._leaving is None and not self.complete:
-            self._leaving = asyncio.get_running_loop().call_later(GOODBYE, self.cancel)
+            self._leaving = asyncio.get_running_loop().call_later(_GOODBYE, self.cancel)
 
     async def conclude(self, response: Response) -> None:
         """Say goodbye, or answer an upgrade that the handler has not taken."""
@@ -89,15 +90,17 @@ class SocketVisit(Visit):
     async def send(self, data: str | bytes) -> None:
         """Send a message, when the client has room for it; raises `WebSocketClosed`."""
         async with self._sending:
-            if self._inflow.ending is not None:
-                raise self._inflow.ending
             if self._closed:
                 raise WebSocketClosed(1006, "this side has closed it already")
+            if self._inflow.ending is not None:
+                raise self._inflow.ending
             await self.say({"type": "websocket.send", "text" if isinstance(data, str) else "bytes": data})
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
-        """Say goodbye, once; never raises."""
+        """Say goodbye, once, also to whoever waits for a message here; never raises."""
         if not self._closed:
             self._closed = True
-            if self._inflow.ending is None:
+            is_open = self._inflow.ending is None
+            self._inflow.end(WebSocketClosed(code, reason))
+            if is_open:
                 await close(code, reason, self.say)
