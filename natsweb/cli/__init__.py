@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from natsweb import __version__
-from natsweb.cli import call, check, cluster, dev, gateway, openapi, routes, run, sniff
+from natsweb.cli import call, check, cluster, dev, doctor, gateway, openapi, permissions, routes, run, sniff
 from natsweb.cli.console import print_mistake
 from natsweb.errors import Mistake
 
@@ -35,6 +35,8 @@ app.command("dev")(dev.command)
 app.command("routes")(routes.command)
 app.command("openapi")(openapi.command)
 app.command("check")(check.command)
+app.command("doctor")(doctor.command)
+app.command("permissions")(permissions.command)
 app.command("ls")(cluster.list_services)
 app.command("ping")(cluster.ping)
 app.command("call")(call.command)

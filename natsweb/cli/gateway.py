@@ -24,7 +24,7 @@ from natsweb.cli.lifecycle import (
     reply_prefixes,
     run_until_done,
 )
-from natsweb.cli.limits import LimitOption, read_limits
+from natsweb.cli.limits import LimitOption, raise_file_limit, read_limits
 from natsweb.errors import SettingsError
 
 __all__ = ["command"]
@@ -137,6 +137,7 @@ def command(
         "wire": wire,
         "reply_prefixes": reply_prefixes(settings, reply_prefix or []),
     }
+    raise_file_limit()
     finish(run_until_done(lambda: _serve(main, host, port, settings, options, grace=grace, wait=wait)))
 
 

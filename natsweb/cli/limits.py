@@ -1,5 +1,6 @@
 """`--limit NAME=VALUE` of `natsweb gateway`: any field of `Limits`, by its name."""
 
+import contextlib
 import math
 from dataclasses import fields, replace
 from typing import Annotated, Any
@@ -9,7 +10,7 @@ import typer
 from natsweb.errors import SettingsError
 from natsweb.settings import Limits
 
-__all__ = ["LimitOption", "read_limits"]
+__all__ = ["LimitOption", "raise_file_limit", "read_limits"]
 
 _FIELDS = {field.name: field for field in fields(Limits)}
 
@@ -43,3 +44,14 @@ def _read(one: str) -> tuple[str, Any]:
         what = "seconds, such as 2.5" if is_time else f"a whole number{' above 0' if least else ''}"
         raise SettingsError(f"--limit {one} cannot be", fix=f"{name} wants {what}")
     return name, value
+
+
+def raise_file_limit() -> None:
+    """Let this process have as many files and sockets open as the system allows: the soft limit is often 1,024."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

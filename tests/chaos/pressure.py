@@ -44,6 +44,7 @@ async def overload(stage: Stage, scale: Scale, findings: Findings) -> tuple[list
     findings.worst("of capacity %", 100 * served / capacity)
     findings.expect(served >= 0.8 * capacity, f"only {served:.0f} of {capacity:.0f} a second were served")
     p95 = refused[int(len(refused) * 0.95)] if refused else 0.0
+    findings.worst("503 p50 ms", statistics.median(refused or [0.0]))
     findings.worst("503 p95 ms", p95)
     findings.expect(p95 < 100, f"a 503 took {p95:.0f} ms (p95)")
     for name, process in (("service", service), ("gateway", gateway)):
