@@ -95,6 +95,7 @@ class Worker:
         self._backlog_limit = backlog
         self._backlog_bytes = 0
         self._queued_since = 0  # when the backlog was empty last, if it is not now
+        self._refused_at = -_RUSH  # when something in it had waited for too long, last
         self._filling = False
         self._subscriptions: list[Subscription] = []
         self._deadlines = Deadlines(lambda: self._waiting, self._time_up)
@@ -233,7 +234,7 @@ class Worker:
         if full or len(self._streaming) >= self._max_streams:
             self._refuse(job, Overloaded("the service has as many requests as it takes"))
             return
-        if not self._backlog:
+        if not self._backlog and job.started - self._refused_at > _RUSH:  # else it is empty since it was refused
             self._queued_since = job.started
         self._backlog.append(job)
         self._backlog_bytes += size
@@ -255,6 +256,7 @@ class Worker:
         now = time.perf_counter_ns()
         patience = _STANDING if now - self._queued_since > _RUSH else _RUSH
         while self._backlog and now - self._backlog[0].started > min(patience, self._backlog[0].timeout * 1e9):
+            self._refused_at = now
             self._refuse(self._next(), Overloaded("the service has more requests than it can work off"))
 
     def _refuse(self, job: Job, error: HTTPError) -> None:

@@ -30,6 +30,10 @@ svc = Service("shop-1")
 @svc.get("/things/<id>")
 async def show(id: int = 0) -> int:
     return id
+
+
+@svc.on("paid.<id>")
+async def paid(id: int) -> None: ...
 '''
 
 
@@ -46,7 +50,7 @@ def test_json(tmp_path):
     """With --json the users and their permissions, below another root if one is given."""
     assert json.loads(printed(tmp_path, "--json", "--root", "eu.api")) == {
         "gateway": gateway_permissions("eu.api"),
-        "shop-1": service_permissions("shop-1", ["eu.api.things", "eu.api.things.*"]),
+        "shop-1": service_permissions("shop-1", ["eu.api.things", "eu.api.things.*", "paid.*"]),
     }
 
 

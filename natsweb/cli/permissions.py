@@ -35,15 +35,20 @@ def command(
     inbox = nats_settings(None, context).inbox_prefix
     users = {
         "gateway": gateway_permissions(root or service.root, inbox),
-        service.name: service_permissions(service.name, service.patterns(root), inbox),
+        service.name: service_permissions(service.name, [*service.patterns(root), *_events(service)], inbox),
     }
     typer.echo(json.dumps(users, indent=2) if as_json else _block(users))
+
+
+def _events(service: Any) -> list[str]:
+    """Return the subjects of a service's event handlers."""
+    return sorted({".".join(one.template.shape) for one in service.events})
 
 
 def gateway_permissions(root: str, inbox: str = "_INBOX") -> Permissions:
     """Return what a gateway on `root` has to be allowed, with `inbox` as everybody's inbox prefix."""
     return {
-        "publish": [root, f"{root}.>", "$SRV.INFO", "$SRV.PING.*", f"{inbox}.>"],
+        "publish": [root, f"{root}.>", "$SRV.INFO", "$SRV.PING.*", "$SRV.OPENAPI.*.*", f"{inbox}.>"],
         "subscribe": [f"{inbox}.>", "$SRV.NW.ANNOUNCE"],
     }
 
