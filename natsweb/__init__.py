@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from natsweb.routers import delete as delete
     from natsweb.routers import get as get
     from natsweb.routers import head as head
+    from natsweb.routers import on as on
     from natsweb.routers import options as options
     from natsweb.routers import patch as patch
     from natsweb.routers import post as post
@@ -105,6 +106,7 @@ _HOMES = {
     "echo": "gateway",
     "get": "routers",
     "head": "routers",
+    "on": "routers",
     "options": "routers",
     "patch": "routers",
     "post": "routers",
@@ -160,6 +162,7 @@ __all__ = [
     "echo",
     "get",
     "head",
+    "on",
     "options",
     "patch",
     "post",

@@ -86,6 +86,8 @@ class Dispatcher:
 
     def hand(self, route: Route, call: Call, params: dict[str, str]) -> Coroutine[Any, Any, Response]:
         """Give a call to a route that was found elsewhere, which is how events come; otherwise as `handle`."""
+        if current.is_wanted:
+            current.take_up(call)
         if not self._around_all:
             return self._give(route, call, params, call)
 

@@ -38,6 +38,7 @@ __all__ = [
     "delete",
     "get",
     "head",
+    "on",
     "options",
     "parse_template",
     "patch",
@@ -185,9 +186,7 @@ class Router:
         The subject is a NATS subject as it stands, without the service's root and prefixes of routers. What the handler
         returns is the reply to a message that wants one. An event is delivered at most once.
         """
-        listening = Listening.of(options, caller_line(2))
-        own = cast(RouteOptions, {name: value for name, value in options.items() if name in ("name", "depends")})
-        return self._decorator("on", subject, (EVENT,), own, listening)
+        return self._decorator("on", subject, (EVENT,), *_split(options, caller_line(2)))
 
     def _decorator(
         self,
@@ -346,10 +345,11 @@ class _Mark:
 
 
 def _marker(
-    word: str, path: str, methods: tuple[str, ...], options: RouteOptions
+    word: str, path: str, methods: tuple[str, ...], options: RouteOptions, listening: Listening | None = None
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    mark = _Mark.of(f"@{word}", path, methods, options)
-    _check_path(mark, "")
+    mark = replace(_Mark.of(f"@{word}", path, methods, options), listening=listening)
+    if listening is None:
+        _check_path(mark, "")
 
     def declare(function: Callable[P, R]) -> Callable[P, R]:
         setattr(function, _MARK, (*getattr(function, _MARK, ()), mark))
@@ -403,6 +403,17 @@ def route(
 def websocket(path: str = "", **options: Unpack[RouteOptions]) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Mark a method as handler for WebSockets."""
     return _marker("websocket", path, (WEBSOCKET,), options)
+
+
+def on(subject: str, **options: Unpack[EventOptions]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Mark a method as handler for NATS events: see `Router.on`."""
+    return _marker("on", subject, (EVENT,), *_split(options, caller_line(2)))
+
+
+def _split(options: EventOptions, where: str) -> tuple[RouteOptions, Listening]:
+    """Return what the options of an event handler say of its route, and how it listens."""
+    own = {name: value for name, value in options.items() if name in ("name", "depends")}
+    return cast(RouteOptions, own), Listening.of(options, where)
 
 
 def _marked(instance: object) -> Iterator[tuple[_Mark, Callable[..., Any]]]:

@@ -27,6 +27,8 @@ from natsweb import (
     Service,
     StreamingResponse,
     WebSocket,
+    current,
+    on,
 )
 from natsweb.bus import MemoryBus, Message, request
 from natsweb.cli import app as cli
@@ -37,6 +39,7 @@ from natsweb.natsbus import connect
 from natsweb.plain import PlainDoor
 from natsweb.settings import Nats
 from natsweb.subjects import matches
+from natsweb.testing import TestClient
 from natsweb.wire import decode_response
 from natsweb.worker import Worker
 
@@ -488,6 +491,28 @@ async def test_routers_middleware_and_error_handlers(house, svc, heard, caplog):
     assert [one.name for one in svc.events] == ["thirteen"]
 
 
+async def test_methods_of_a_class(house, svc, heard):
+    """They are marked, and an instance is included."""
+
+    class Orders:
+        @on("ev24.<id>", name="cached")
+        async def cached(self, id: int) -> None:
+            heard.note(id)
+
+        @on("ev24.<id>", queue=None)
+        async def everybody(self, id: int) -> None:
+            heard.note("all")
+
+    svc.include(Orders(), prefix="/below")
+    await house.serve(svc)
+    await house.say("ev24.7")
+    assert sorted(map(str, await heard.of(2))) == ["7", "all"]
+    assert [(str(one.template), one.name) for one in svc.events] == [
+        ("ev24.<id>", "cached"),
+        ("ev24.<id>", "everybody"),
+    ]
+
+
 async def test_dependencies_are_replaced_in_tests(house, svc, heard):
     """`override` holds for events as well."""
 
@@ -686,6 +711,39 @@ async def test_where_nothing_is_published(subject):
     publisher.connect(MemoryBus())
     with pytest.raises(ValueError, match="no subject to publish on"):
         await publisher.publish(subject)
+
+
+async def test_a_test_client_serves_events(svc, heard):
+    """What a handler publishes arrives, without a server."""
+
+    @svc.post("/orders")
+    async def make(order: Order, events: Publisher) -> None:
+        await events.publish(f"ev25.{order.id}", order)
+
+    @svc.on("ev25.<id>")
+    async def made(order: Order, id: int) -> None:
+        heard.note((id, order))
+
+    async with TestClient(svc) as client:
+        assert (await client.post("/orders", json={"id": 7})).status_code == 204
+        assert await heard.of(1) == [(7, Order(id=7))]
+
+
+async def test_an_event_is_the_request_that_calls_are_made_for(svc, heard, monkeypatch):
+    """Calls of other services go on with its ids and its time, as they do for a request."""
+    monkeypatch.setattr(current, "is_wanted", True)
+    bus = MemoryBus()
+
+    @svc.on("ev26")
+    async def take() -> None:
+        heard.note(current.current_request())
+
+    worker = Worker(bus, svc)
+    await worker.start()
+    bus.publish("ev26", b"", header=b"NATS/1.0\r\nx-request-id: r1\r\n\r\n")
+    [call] = await heard.of(1)
+    assert (call.method, call.headers["x-request-id"], call.timeout) == ("EVENT", "r1", 10.0)
+    await worker.stop()
 
 
 async def test_publishing_without_a_connection(caplog):
