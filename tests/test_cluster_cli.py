@@ -370,7 +370,7 @@ async def test_check(natsweb, tmp_path, root):
     ended = await natsweb("check", "app", NATS_URL="nats://127.0.0.1:1")
     assert (ended.code, ended.out) == (0, "app 1.2.3: 1 routes, all compiled\n")
     ended = await natsweb("check", "app", "--json")
-    assert ended.json == {"service": "app", "routes": 1, "findings": []}
+    assert ended.json == {"service": "app", "routes": 1, "events": 0, "findings": []}
     (tmp_path / "late.py").write_text(
         "from natsweb import Service\nsvc = Service('late')\n\n@svc.get('/x')\ndef x(y: 'Missing'): ...\n"
     )

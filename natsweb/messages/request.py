@@ -1,136 +1,28 @@
-"""`Request` and `Response`: what handlers, middleware and filters see of HTTP, as frozen pydantic models.
+"""A request: `Call`, the plain record that it travels in, and `Request`, the model that handlers ask for.
 
-Both survive `model_validate_json(model_dump_json())` whatever their body and headers are: bodies go through
-JSON as base64, headers as pairs of latin-1 text. `Call` is the plain record that a request travels in until
-somebody asks for the model; it has the same attribute names. This module knows values; it knows no wire.
+Both have the same attribute names. What stands behind a request while it is under way is its `Channel`. Knows values;
+it knows no wire.
 """
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass
-from http.cookies import CookieError, SimpleCookie
-from string import punctuation
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, Self
-from urllib.parse import parse_qsl, quote
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     PrivateAttr,
-    ValidationInfo,
     field_validator,
-    model_validator,
 )
-from starlette.requests import cookie_parser
-from typing_extensions import TypedDict, Unpack
 
 from natsweb.errors import BadPath, TooLarge
 from natsweb.headers import Headers, HeaderSource
+from natsweb.messages.bodies import MODEL, Body
+from natsweb.messages.fields import cookies_of, parse_query, quote_query
 from natsweb.subjects import decode_token, path_tokens, to_path
 
-__all__ = [
-    "After",
-    "Call",
-    "CallHead",
-    "Channel",
-    "CookieAttributes",
-    "Counts",
-    "NoAnswer",
-    "NotExecuted",
-    "Pieces",
-    "Request",
-    "Response",
-    "Socket",
-    "StreamingResponse",
-    "cookie_line",
-    "forgetting",
-    "parse_query",
-    "quote_query",
-]
-
-
-def quote_query(query: str | bytes) -> str:
-    """Return a query string in printable ASCII: bytes outside of it become `%XX`, all else stays as it is.
-
-    Text counts as UTF-8. Escapes that are there are left alone, so that it may be called twice.
-    """
-    if query.isascii():
-        text = query if isinstance(query, str) else query.decode("ascii")
-        if text.isprintable() and " " not in text:
-            return text
-    return quote(query, safe=punctuation)
-
-
-def parse_query(query: str) -> dict[str, list[str]]:
-    """Return a query string, decoded: every name with its values in order."""
-    given: dict[str, list[str]] = {}
-    for name, value in parse_qsl(query, keep_blank_values=True) if query else ():
-        if name in given:
-            given[name].append(value)
-        else:
-            given[name] = [value]
-    return given
-
-
-def cookies_of(headers: Headers) -> dict[str, str]:
-    """Return the cookies of a request by name; of two with one name the last counts."""
-    cookies: dict[str, str] = {}
-    for line in headers.getlist("cookie"):
-        cookies |= cookie_parser(line)
-    return cookies
-
-
-class CookieAttributes(TypedDict, total=False):
-    """Attributes of a cookie (RFC 6265); `max_age` is in seconds."""
-
-    max_age: int | None
-    path: str
-    domain: str | None
-    secure: bool
-    httponly: bool
-    samesite: Literal["lax", "strict", "none"]
-
-
-def cookie_line(
-    name: str,
-    value: str,
-    *,
-    max_age: int | None = None,
-    path: str = "/",
-    domain: str | None = None,
-    secure: bool = False,
-    httponly: bool = True,
-    samesite: Literal["lax", "strict", "none"] = "lax",
-) -> str:
-    """Return the value of a `Set-Cookie` field (RFC 6265); raises `ValueError` for what no cookie can carry."""
-    for said in (path, domain or ""):
-        if any(char in ";," or not char.isprintable() or not char.isascii() for char in said):
-            raise ValueError(f"{said!r} cannot be the path or domain of a cookie")
-    if samesite not in ("lax", "strict", "none"):
-        raise ValueError(f"samesite={samesite!r} is none of lax, strict and none")
-    try:
-        cookies: SimpleCookie = SimpleCookie({name: value})
-    except CookieError as error:
-        raise ValueError(f"{name!r} cannot be the name of a cookie: {error}") from None
-    morsel = cookies[name]
-    if max_age is not None:
-        morsel["max-age"] = max_age
-    morsel["path"] = path
-    if domain is not None:
-        morsel["domain"] = domain
-    morsel["secure"] = secure or samesite == "none"
-    morsel["httponly"] = httponly
-    morsel["samesite"] = samesite
-    return morsel.OutputString()
-
-
-def forgetting(name: str, attributes: CookieAttributes) -> CookieAttributes:
-    """Return the attributes with which browsers forget a cookie, also one that has to be secure by its name."""
-    secure = attributes.get("secure", False) or name.startswith(("__Host-", "__Secure-"))
-    return {**attributes, "secure": secure, "max_age": 0}
+__all__ = ["After", "Call", "CallHead", "Channel", "Counts", "Request", "Socket"]
 
 
 class After(Protocol):
@@ -354,16 +246,6 @@ async def _read(chunks: AsyncIterator[bytes], limit: int) -> bytes:
     return bytes(found)
 
 
-def _text_to_bytes(body: Any, info: ValidationInfo) -> Any:
-    """Take text from Python as UTF-8; in JSON, text is base64."""
-    return body.encode() if isinstance(body, str) and info.mode == "python" else body
-
-
-Body = Annotated[bytes, BeforeValidator(_text_to_bytes)]
-
-_MODEL = ConfigDict(frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64")
-
-
 class Request(BaseModel):
     """An HTTP request as a handler, middleware or filter sees it.
 
@@ -372,7 +254,7 @@ class Request(BaseModel):
     that were left when the request arrived; `params` the captures of the route that matched, as text.
     """
 
-    model_config = _MODEL
+    model_config = MODEL
 
     method: str = Field(default="GET", pattern=r"^[!#$%&'*+\-.^_`|~0-9A-Z]+$")
     raw_path: str = "/"
@@ -541,165 +423,3 @@ def _quality(offer: str, ranges: list[tuple[str, float]]) -> float:
         if found:
             return max(found)
     return 0.0
-
-
-_RESPONSE_FIELDS = {"status", "headers", "body"}  # shared by all trusted ones; copies of them get their own
-_set_fields_set = BaseModel.__dict__["__pydantic_fields_set__"].__set__
-_set_extra = BaseModel.__dict__["__pydantic_extra__"].__set__
-_set_private = BaseModel.__dict__["__pydantic_private__"].__set__
-
-
-class Response(BaseModel):
-    """An HTTP response: `Response(status=201, body=b"...", headers={"location": "/orders/7"})`.
-
-    `body` takes bytes or text (as UTF-8, and `text/plain` unless `content-type` says otherwise), `headers` a mapping
-    or pairs. `content-length` is computed; one
-    given here counts only in an answer to HEAD or with status 304.
-    """
-
-    model_config = _MODEL
-
-    #: Whether the request was surely not executed, so that it may be sent elsewhere: see `NotExecuted`.
-    retry: ClassVar[bool] = False
-
-    #: Whether nothing is sent at all: see `NoAnswer`.
-    silent: ClassVar[bool] = False
-
-    @property
-    def pieces(self) -> "Pieces | None":
-        """What comes instead of `body`: see `StreamingResponse`."""
-        return None
-
-    status: int = Field(default=200, ge=200, le=599)
-    headers: Headers = Headers()
-    body: Body = b""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _text_has_a_type(cls, data: Any, info: ValidationInfo) -> Any:
-        """Give a body of text its content type, unless it has one; in JSON, text is base64 and says nothing."""
-        if info.mode != "python" or not isinstance(data, dict) or not isinstance(data.get("body"), str):
-            return data
-        headers = Headers(data.get("headers", ()))
-        if "content-type" not in headers:
-            data = {**data, "headers": headers + {"content-type": "text/plain; charset=utf-8"}}
-        return data
-
-    if TYPE_CHECKING:
-
-        def __init__(self, *, status: int = 200, headers: HeaderSource = ..., body: bytes | str = b"") -> None: ...
-
-    @classmethod
-    def trusted(cls, status: int, headers: Headers, body: bytes) -> "Response":
-        """Return a response of parts that are known to be right, without validating them again (tests/benchmarks)."""
-        self = cls.__new__(cls)
-        fields: Any = self.__dict__
-        fields["status"] = status
-        fields["headers"] = headers
-        fields["body"] = body
-        _set_fields_set(self, _RESPONSE_FIELDS)
-        _set_extra(self, None)
-        _set_private(self, None)
-        return self
-
-    def with_headers(self, headers: Mapping[str, str]) -> Self:
-        """Return this response with `headers` added; those of the same name are replaced."""
-        return self.model_copy(update={"headers": self.headers.without(*headers) + headers})
-
-    def with_cookie(self, name: str, value: str, **attributes: Unpack[CookieAttributes]) -> Self:
-        """Return this response with a cookie (RFC 6265): `with_cookie("sid", token, max_age=3600, secure=True)`.
-
-        Without `max_age` (seconds) it lasts for the browser's session. `path` is `/`, `samesite` "lax"; scripts of the
-        page do not see it unless `httponly` is false; `secure` keeps it off plain HTTP. Raises `ValueError` for
-        a name that no cookie can have, and a value outside latin-1.
-        """
-        line = cookie_line(name, value, **attributes)
-        return self.model_copy(update={"headers": self.headers + {"set-cookie": line}})
-
-    def without_cookie(self, name: str, **attributes: Unpack[CookieAttributes]) -> Self:
-        """Return this response with the order to forget a cookie; `path` and `domain` are those it was set with."""
-        return self.with_cookie(name, "", **forgetting(name, attributes))
-
-    @property
-    def text(self) -> str:
-        """The body as UTF-8 text, with U+FFFD for what is not."""
-        return self.body.decode("utf-8", "replace")
-
-    def parse_json(self) -> Any:
-        """Return the body as parsed JSON; raises `ValueError` if it is none."""
-        return json.loads(self.body)
-
-
-class NotExecuted(Response):
-    """A response that says, between natsweb's own parts, that no handler has run for the request."""
-
-    retry: ClassVar[bool] = True
-
-
-class NoAnswer(Response):
-    """A response that is not sent: the path is none of this service's, and may be another's."""
-
-    silent: ClassVar[bool] = True
-
-
-@dataclass(slots=True)
-class Pieces:
-    """The body of a streamed response: bytes as they come, and what whoever sends them has to know.
-
-    `failed` gives the answer to an error that comes before the first piece. `heartbeat` is what to send after so many
-    seconds without any. A `feed` never ends by itself and ends well at any time; anything else that is cut off is
-    an error. `close` ends it early.
-    """
-
-    source: AsyncIterator[bytes]
-    failed: Callable[[BaseException], Awaitable[Response]] | None = None
-    heartbeat: tuple[float, bytes] | None = None
-    feed: bool = False
-
-    async def close(self) -> None:
-        """Let go of the source, whether it was read or not."""
-        close = getattr(self.source, "aclose", None)
-        if close is not None:
-            await close()
-
-
-class StreamingResponse(Response):
-    """A response whose body comes in pieces: `StreamingResponse(rows(), media_type="text/csv")`.
-
-    `content` is an async iterable of bytes, or of text, which is UTF-8; it is read as fast as the client takes it. With
-    a `content-length` header the bytes have to be as many. What is raised before the first piece is the answer;
-    later it cuts the connection off, so that the client never takes a part for the whole.
-
-    Raises `TypeError` for content that is no async iterable.
-    """
-
-    _pieces: Pieces | None = PrivateAttr(default=None)
-
-    def __init__(
-        self,
-        content: AsyncIterable[bytes] | AsyncIterable[str] | AsyncIterable[bytes | str] | Pieces,
-        *,
-        status: int = 200,
-        headers: HeaderSource = (),
-        media_type: str | None = None,
-    ) -> None:
-        fields = Headers(headers)
-        if media_type is not None:
-            fields = fields.without("content-type") + {"content-type": media_type}
-        BaseModel.__init__(self, status=status, headers=fields)
-        if not isinstance(content, Pieces | AsyncIterable):
-            raise TypeError(
-                f"a streamed body is an async iterable, not {type(content).__name__}: write an async generator, "
-                "or return the whole body"
-            )
-        self._pieces = content if isinstance(content, Pieces) else Pieces(_encoded(content))
-
-    @property
-    def pieces(self) -> Pieces | None:
-        """The body as it comes."""
-        return self._pieces
-
-
-async def _encoded(content: AsyncIterable[bytes | str]) -> AsyncIterator[bytes]:
-    async for piece in content:
-        yield piece.encode() if isinstance(piece, str) else piece
