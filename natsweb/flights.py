@@ -395,10 +395,14 @@ class Flight(Asked):
 
     def _pin(self, header: bytes) -> None:
         """Let the rest of the body go where it is wanted, before the answer or after it has begun."""
-        waiting = self._pinned is not None and not self._pinned.done()
-        if waiting and self._pinned is not None and self.stream and decode_control(header).status == 100:
+        pinned = self._pinned
+        if not self.incoming.more or self.stream is None or (pinned is not None and pinned.done()):
+            return
+        if decode_control(header).status == 100:
             self.stream.flows = True
-            self._pinned.set_result(self.stream)
+            if pinned is None:  # it wants the rest before whoever sends it has asked
+                pinned = self._pinned = self._exchange.loop.create_future()
+            pinned.set_result(self.stream)
 
     def _open(self, status: int, lines: bytes) -> None:
         done, self._done = self._done, None

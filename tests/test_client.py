@@ -1,12 +1,15 @@
 """`Client`: calls of other services, alone and within handlers, over a real server and in memory."""
 
 import asyncio
+import contextlib
 import dataclasses
 import enum
 import logging
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import nats as nats_py
 import pytest
@@ -15,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from natsweb import Client, Depends, HTTPError, Nats, Reply, Request, Response, Service, StreamingResponse, serve
 from natsweb.bus import MemoryBus
+from natsweb.embedded import embedded_server
 from natsweb.errors import (
     BadReply,
     DeclarationError,
@@ -189,6 +193,7 @@ async def test_an_answer_is_of_the_type_that_is_asked_for(api: Client):
     assert await api.delete("/orders/7", into=Order | None) is None
     assert (await api.get("/orders/7", into=bytes)) == b'{"id":7,"item":"tea"}'
     assert await api.get("/plain/200", into=str) == "Traceback: boom"
+    assert await api.get("/orders/7", into=Annotated[dict[str, object], []]) == {"id": 7, "item": "tea"}
     response = await api.get("/orders/7")
     assert (response.status, response.parse_json()) == (200, {"id": 7, "item": "tea"})
 
@@ -632,6 +637,49 @@ async def test_a_connection_of_nats_py_is_watched(shop: Shop, nats_url: str):
             await api.get("/orders/7")
         with pytest.raises(Disconnected):
             await call
+
+
+async def test_a_connection_of_nats_py_comes_back(shop: Shop, until):
+    """Its owner's client connects again, and calls go on."""
+    async with asyncio.timeout(30), contextlib.AsyncExitStack() as stack:
+        first = await stack.enter_async_context(contextlib.AsyncExitStack())
+        url = await first.enter_async_context(embedded_server())
+        nc = await nats_py.connect(url, reconnect_time_wait=0.05, error_cb=ignore)  # type: ignore[arg-type]
+        stack.push_async_callback(nc.close)
+        await stack.enter_async_context(serve(shop.svc, nats=url))
+        api = await stack.enter_async_context(Client(nats=nc))
+        call = asyncio.create_task(api.get("/hang", timeout=60))
+        await shop.began.wait()
+        await first.aclose()
+        with pytest.raises(Disconnected):
+            await call
+        with pytest.raises(NatsDown):
+            await api.get("/orders/7")
+        await stack.enter_async_context(embedded_server(port=urlsplit(url).port))
+        await until(lambda: api.bus.is_connected)
+        assert await api.get("/orders/7", into=Order) == Order(id=7, item="tea")
+
+
+async def ignore(error: Exception) -> None:
+    """Do nothing about an error."""
+
+
+async def test_a_user_that_may_not_look_around(shop: Shop, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """Without a catalogue it asks whoever listens, as a gateway does."""
+    config = tmp_path / "nats.conf"
+    config.write_text(
+        """
+        authorization: {users: [
+            {user: service, password: p},
+            {user: client, password: p, permissions: {publish: ["api.>", "_INBOX.>"], subscribe: ["_INBOX.>"]}}
+        ]}
+        """
+    )
+    async with embedded_server(arguments=("-c", str(config))) as url:
+        service, client = [Nats(urls=(url,), user=name, password="p") for name in ("service", "client")]
+        async with serve(shop.svc, nats=service), Client(nats=client) as api:
+            assert "there is no catalogue of services" in caplog.text
+            assert await api.get("/orders/7", into=Order) == Order(id=7, item="tea")
 
 
 # ── within handlers ──

@@ -6,6 +6,7 @@ from natsweb.bus import MemoryBus
 from natsweb.catalogue import Owner
 from natsweb.exchange import Exchange
 from natsweb.flights import Incoming
+from natsweb.wire import encode_continue
 
 
 class Directory:
@@ -44,4 +45,27 @@ async def test_a_request_that_waits_for_a_start_is_not_listened_for(monkeypatch)
     exchange.turn()
     async with asyncio.timeout(10):
         assert await outcomes.get() == (None, b"up")
+    await bus.close()
+
+
+async def test_a_body_that_is_wanted_before_it_is_offered():
+    """A service in the same process may ask for the rest before whoever sends it has come to wait for that."""
+    bus = MemoryBus()
+    exchange = Exchange(bus, "api")
+    inbox = bus.new_inbox()
+    wanted = asyncio.Event()
+
+    def answer(message):
+        bus.publish(message.reply, b"", header=encode_continue(1024), reply=inbox)
+        wanted.set()
+
+    await bus.subscribe("api.a", answer)
+    flight = exchange.launch(Incoming("POST", b"/a", b"", b"", more=True), b"", lambda outcome: None)
+    await wanted.wait()
+    await bus.flush()
+    async with asyncio.timeout(10):
+        stream = await flight.pinned()
+    assert stream is not None
+    assert stream.to == inbox.encode()
+    flight.drop()
     await bus.close()
