@@ -396,3 +396,36 @@ async def test_a_response_of_a_hostile_size_of_headers(build, bus):
         answer = await line.ask("/large")
     assert answer.status == 200
     assert answer.head.count(b"\r\nx-") == 100
+
+
+class Gone:
+    """The transport of a client that has left, as uvloop's is: writing raises."""
+
+    def is_closing(self):
+        return True
+
+    def write(self, data):
+        raise RuntimeError("the handler is closed")
+
+
+class Here:
+    """The transport of a client that waits."""
+
+    def __init__(self):
+        self.written = b""
+
+    def is_closing(self):
+        return False
+
+    def write(self, data):
+        self.written += data
+
+
+async def test_who_leaves_costs_no_other_its_answer(build):
+    """Answers go out together; one whose client has left in the same moment does not keep the others."""
+    house = await build()
+    here = Here()
+    house.front.write(Gone(), b"lost")
+    house.front.write(here, b"answer")
+    house.front.flush()
+    assert here.written == b"answer"

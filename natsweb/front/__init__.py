@@ -132,7 +132,8 @@ class Front:
         """Write what waits now."""
         answers, self._answers = self._answers, []
         for transport, data in answers:
-            transport.write(data)
+            if not transport.is_closing():  # its client may have left since, and uvloop raises then
+                transport.write(data)
 
     async def _sweep(self) -> None:
         """Look at every connection's time, a few times within the shortest limit."""
