@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: dev test check cover oldest lint types docs bench chaos clean
+.PHONY: dev test check cover oldest lint types docs bench chaos fuzz clean
 
 dev: $(VENV)/ready  ## run the orders example: a private nats-server, a gateway, the service
 	$(BIN)/natsweb dev examples/orders/app.py
@@ -36,6 +36,10 @@ bench: $(VENV)/ready  ## measure natsweb beside others, with wrk; OPTIONS="--rou
 
 chaos: $(VENV)/ready  ## stop, kill and restart processes under load; OPTIONS="--only nats-restart"
 	$(BIN)/python -m tests.chaos $(OPTIONS)
+
+fuzz: $(VENV)/ready  ## fuzz all that reads foreign bytes, with atheris; OPTIONS="--only doors --seconds 600"
+	$(BIN)/pip install -q --group fuzz
+	$(BIN)/python -m tests.fuzz $(OPTIONS)
 
 clean:
 	rm -rf $(VENV) .venv-oldest site dist bench .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache

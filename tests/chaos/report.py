@@ -17,6 +17,7 @@ __all__ = ["machine", "summary", "to_json", "update_page"]
 
 _HEAD = ("case", "sent", "2xx", "executed", "acked, not handled", "twice", "refused, handled", "wrong", "no answer")
 _TAIL = ("worst ms", "other ends")
+_ROW = re.compile(r"\| ([a-z -]+) \||- (?:\*\*Broken\*\* in )?`([a-z -]+)`:")
 _MARKS = re.compile(r"(<!-- chaos:begin -->\n).*?(<!-- chaos:end -->)", re.DOTALL)
 
 
@@ -90,14 +91,27 @@ def machine() -> str:
 
 
 def update_page(page: Path, reports: Sequence[Report]) -> None:
-    """Write the table between the marks of a page; raises `ValueError` if it has none."""
+    """Write the results between the marks of a page; those of other cases stay. Raises `ValueError` without marks."""
+    text = page.read_text()
+    marks = _MARKS.search(text)
+    if marks is None:
+        raise ValueError(f"{page.name} has no marks for the results")
+    new = {report.tally.case for report in reports}
+    old = [line for line in marks[0].splitlines() if (case := _case_of(line)) and case not in new]
     head = [*_HEAD, *_TAIL]
-    rows = [head, ["---", *["--:"] * (len(head) - 2), "---"], *(_cells(report) for report in reports)]
-    lines = [f"{date.today().isoformat()}, {machine()}.", ""]
-    lines += [f"| {' | '.join(row)} |" for row in rows]
-    lines += ["", *(f"- `{report.tally.case}`: {_figures(report)}" for report in reports)]
+    rows = [head, ["---", *["--:"] * (len(head) - 2), "---"]]
+    lines = [f"{date.today().isoformat()}, {machine()}.", "", *(f"| {' | '.join(row)} |" for row in rows)]
+    lines += [line for line in old if line.startswith("|")]
+    lines += [f"| {' | '.join(_cells(report))} |" for report in reports]
+    lines += ["", *(line for line in old if not line.startswith("|"))]
+    lines += [f"- `{report.tally.case}`: {_figures(report)}" for report in reports if report.figures]
     lines += [*(f"- **Broken** in `{one.tally.case}`: {words}" for one in reports for words in one.broken), ""]
-    text, count = _MARKS.subn(lambda found: f"{found[1]}\n" + "\n".join(lines) + f"\n{found[2]}", page.read_text())
-    if count != 1:
-        raise ValueError(f"{page.name} does not have the marks once")
-    page.write_text(text)
+    results = f"{marks[1]}\n" + "\n".join(lines) + f"\n{marks[2]}"
+    page.write_text(text[: marks.start()] + results + text[marks.end() :])
+
+
+def _case_of(line: str) -> str | None:
+    """Return the case that a line of the results is about."""
+    found = _ROW.match(line)
+    name = found and (found[1] or found[2])
+    return None if name in (None, "case", "---") else name
