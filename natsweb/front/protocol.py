@@ -1,173 +1,51 @@
-"""HTTP/1.1 on a connection: our protocol class on uvicorn's, with two doors into the gateway.
+"""HTTP/1.1 on a connection, parsed: our protocol class on uvicorn's, with two doors into the gateway.
 
-The fast door takes ordinary requests (a body of at most 64 KiB with its length, no Expect, no Upgrade) straight
-from parser callbacks to the exchange, and the reply straight to the socket: no task, no scope, no Request. All
-else goes through the gateway's ASGI door. Both answer alike. One exchange at a time: what is pipelined waits in
-one queue. Its own state machine, timers and error answers; sockets, TLS and flow control are uvicorn's.
+The fast door takes ordinary requests (a body of at most 64 KiB with its length, no Expect, no Upgrade) straight from
+parser callbacks to the exchange: no task, no scope, no Request. All else goes through the gateway's ASGI door. Both
+answer alike. What comes of a request is `turns`' business; sockets, TLS and flow control are uvicorn's.
 """
 
 import asyncio
-import contextlib
-import functools
 import logging
-import socket
-import struct
-import sys
-from collections import deque
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import unquote
 
 import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from natsweb.bus import Reply
 from natsweb.errors import (
-    BadReply,
     BadRequest,
     HeadersTooLarge,
     HTTPError,
     MethodNotAllowed,
     Overloaded,
     SubjectTooLong,
-    phrase,
 )
-from natsweb.exchange import FORWARDED_METHODS, Exchange, address
-from natsweb.flights import Flight, Incoming, Opened
-from natsweb.front.streaming import StreamedAnswer
+from natsweb.exchange import FORWARDED_METHODS, address
+from natsweb.flights import Incoming
+from natsweb.front.cycles import CycleTransport, OldCycle
 from natsweb.front.strict import Head, check_handshake, check_head, is_handshake, plain_line, split_target
-from natsweb.gateway import CutOff, bare_host
-from natsweb.headers import Headers
-from natsweb.pipes import Reader
-from natsweb.replies import problem
-from natsweb.settings import Limits
+from natsweb.front.turns import ANSWER, BODY, HEAD, IDLE, Owner, Ready, Turns
+from natsweb.gateway import bare_host
 
 __all__ = ["Connection", "Owner"]
 
 logger = logging.getLogger("natsweb.front")
 
 _FAST_BODY = 64 * 1024
-_MAX_QUEUE = 16
-_FRESH_WAIT = 0.5
-_LINGER_TIME = 1.0
 _MAX_OVERHEAD = 64 * 1024
 _RECENT = 64 * 1024
 _REPEATED = 4 * 1024
 _UPGRADE = (b"upgrade", b"http2-settings")
-_ALLOW = Headers({"allow": ", ".join(FORWARDED_METHODS)})
-_STATUS_LINES = {status: f"HTTP/1.1 {status} {phrase(status)}\r\n".encode() for status in range(100, 600)}
-
-# What a connection is doing, for its timers.
-IDLE, HEAD, BODY, ANSWER, LINGER = range(5)
 
 
-class Owner(Protocol):
-    """What a connection needs of the server it belongs to."""
-
-    exchange: Exchange
-    limits: Limits
-    fast: bool
-    #: Paths that the gateway answers itself, at the ASGI door.
-    here: frozenset[bytes]
-    log: bool
-    stopping: bool
-    #: From host and raw path to the exchange of a request and its path there, if there are several exchanges.
-    pick: Callable[[bytes, bytes], tuple[Exchange, bytes]] | None
-
-    def date_lines(self) -> bytes:
-        """Return the field lines that every answer has."""
-        ...
-
-    def write(self, transport: asyncio.Transport, data: bytes) -> None:
-        """Write an answer of the fast door, soon."""
-
-    def flush(self) -> None:
-        """Write what waits now."""
-
-
-class _Ready:
-    """A complete request for the fast door, or an answer that is ready already."""
-
-    __slots__ = ("body", "exchange", "host", "incoming", "is_old", "keep_alive", "refusal")
-
-    def __init__(self, incoming: Incoming, body: bytes, keep_alive: bool, refusal: HTTPError | None = None) -> None:
-        self.is_old = False  # HTTP/1.0
-        self.exchange: Exchange | None = None  # the only one
-        self.host = b""
-        self.incoming = incoming
-        self.body = body
-        self.keep_alive = keep_alive
-        self.refusal = refusal
-
-
-_NOTHING = Incoming("GET", b"", b"", b"")
-
-
-def _reset(transport: asyncio.Transport) -> None:
-    """Close with a reset, which leaves nothing to be read and does not look like the end of an answer."""
-    found = transport.get_extra_info("socket")
-    with contextlib.suppress(OSError, AttributeError):
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    transport.abort()
-
-
-class _OldCycle(RequestResponseCycle):
-    """An exchange of the ASGI door for HTTP/1.0, which has no chunks: without a length, closing ends the answer."""
-
-    async def send(self, message: Any) -> None:
-        """Send a message of the application: see ASGI."""
-        if message["type"] == "http.response.start":
-            if not any(name.lower() == b"content-length" for name, _ in message.get("headers", ())):
-                self.chunked_encoding = False
-                self.expected_content_length = sys.maxsize
-        elif not message.get("more_body", False) and self.expected_content_length > sys.maxsize // 2:
-            self.expected_content_length = len(message.get("body", b""))
-        await super().send(message)
-
-
-class _CycleTransport:
-    """What an exchange of the ASGI door sees of the socket: closing is the connection's business."""
-
-    __slots__ = ("_connection",)
-
-    def __init__(self, connection: "Connection") -> None:
-        self._connection = connection
-
-    def write(self, data: bytes) -> None:
-        self._connection.transport.write(data)
-
-    def is_closing(self) -> bool:
-        return self._connection.transport.is_closing()
-
-    def close(self) -> None:
-        self._connection.close_behind_answer()
-
-
-class Connection(HttpToolsProtocol):
+class Connection(Turns):
     """One HTTP connection."""
 
     def __init__(self, owner: Owner, **options: Any) -> None:
-        super().__init__(**options)
-        self._owner = owner
-        self._app: Any = self._logged if owner.log else self.app
-        self._limits = owner.limits
-        self._address: str | None = None
-        self.doing = IDLE
-        self.since = self.loop.time()
-        self._queue: deque[_Ready | RequestResponseCycle] = deque()
-        self._running: _Ready | RequestResponseCycle | None = None
-        self._flight: Flight | None = None
-        self._streamed: StreamedAnswer | None = None
-        self._buffered = 0
-        self._answered = False
-        self._began = self.since
-        self._deaf = False
-        self._refused = False
-        self._stopping = False
-        self._fault: HTTPError | None = None
+        super().__init__(owner, **options)
         # The request that is being parsed.
-        self._head: Head | None = None
         self._head_size = 0
         self._method = ""
         self._path = b""
@@ -176,12 +54,9 @@ class Connection(HttpToolsProtocol):
         self._replay = self._handover = False
         self._keep_alive = True
         self._parts: list[bytes] = []
-        self._parsing = False
-        self._version = "1.1"
         self._recent = b""
         self._fed = 0
         self._body_size = 0
-        self._entered: RequestResponseCycle | None = None
         # The last head, since clients send the same again and again.
         self._known_headers: list[tuple[bytes, bytes]] = []
         self._known_head: Head | None = None
@@ -189,10 +64,10 @@ class Connection(HttpToolsProtocol):
         self._known_ordinary = False
         # The last segment that was one such request and nothing else, and what it has below its request line.
         self._begun = 0
-        self._whole: _Ready | None = None
+        self._whole: Ready | None = None
         self._repeated = b""
         self._repeated_lines = b""
-        self._repeated_item: _Ready | None = None
+        self._repeated_item: Ready | None = None
 
     def __repr__(self) -> str:
         doing = ("idle", "reading a head", "reading a body", "answering", "closing")[self.doing]
@@ -225,7 +100,7 @@ class Connection(HttpToolsProtocol):
         while data and not self._deaf:
             data = self._feed(data)
 
-    def _repeat(self, data: bytes) -> _Ready | None:
+    def _repeat(self, data: bytes) -> Ready | None:
         """Return the request of a segment that has the headers of the one before, without parsing them again.
 
         Byte for byte the same lines, which the parser has found to be one ordinary request without a body, below a
@@ -254,12 +129,12 @@ class Connection(HttpToolsProtocol):
         if item is not None and not item.body and item.keep_alive and plain_line(data, 0, end):
             self._repeated, self._repeated_lines, self._repeated_item = data, data[end:], item
 
-    def _ready(self, method: str, path: bytes, query: bytes, fields: bytes, host: bytes) -> _Ready:
+    def _ready(self, method: str, path: bytes, query: bytes, fields: bytes, host: bytes) -> Ready:
         """Return a request without a body, with the exchange that it belongs to."""
         exchange = None
         if self._owner.pick is not None:
             exchange, path = self._owner.pick(host, path)
-        item = _Ready(Incoming(method, path, query, fields, self._address, self.scheme or "http"), b"", True)
+        item = Ready(Incoming(method, path, query, fields, self._address, self.scheme or "http"), b"", True)
         item.exchange, item.host = exchange, host
         return item
 
@@ -297,98 +172,6 @@ class Connection(HttpToolsProtocol):
                 logger.error("reading a request failed", exc_info=error)
             self._refuse(self._fault or BadRequest(f"this is not HTTP/1.1: {error}"))
         return b""
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """End: whatever runs for this connection has nobody to answer to."""
-        self._deaf = True
-        self._queue.clear()
-        if self._streamed is not None:
-            self._streamed.abandon()
-        if self._flight is not None:
-            self._flight.drop()
-            self._flight = None
-        if isinstance(self._running, RequestResponseCycle):
-            self.cycle = self._running
-        super().connection_lost(exc)
-
-    def eof_received(self) -> None:
-        """Close: a client that has half closed counts as gone."""
-
-    def shutdown(self) -> None:
-        """Close when the answers under way are out: the server stops."""
-        self._stopping = True
-        if self._running is None:
-            # A connection that has asked nothing yet was accepted all the same: its first request gets its answer.
-            if self._answered:
-                self._close()
-        elif not self._queue and isinstance(self._running, RequestResponseCycle):
-            self._running.keep_alive = False
-
-    def cut(self) -> None:
-        """Start nothing more, and wait for nobody: what runs gets its answer in a moment, from the exchange."""
-        self._deaf = True
-        self._queue.clear()
-        running = self._running
-        if running is None or self.flow.write_paused:
-            self._owner.flush()
-            self.transport.abort()
-        elif isinstance(running, RequestResponseCycle):
-            running.keep_alive = False
-            if running.more_body:
-                self.transport.abort()
-
-    def _linger(self) -> None:
-        """Close our side only, for a moment (RFC 9112 section 9.6): a reset would destroy the refusal on its way."""
-        if self.doing == LINGER:
-            return
-        self.flow.resume_reading()
-        self._owner.flush()
-        if self._stopping or not self.transport.can_write_eof():
-            self._close()
-            return
-        self.transport.write_eof()
-        self.doing, self.since = LINGER, self.loop.time()
-
-    def close_behind_answer(self) -> None:
-        """Close behind an answer of the ASGI door; what the client still sends is read and thrown away for a moment."""
-        self._deaf = self._refused = True
-        self._linger()
-
-    def _close(self) -> None:
-        """Close, behind the answers that wait to be written."""
-        self.since = self.loop.time()
-        self._owner.flush()
-        self.transport.close()
-
-    def resume_writing(self) -> None:
-        """Go on: the client reads again."""
-        super().resume_writing()
-        self.since = self.loop.time()
-        if self._streamed is not None:
-            self._streamed.resume()
-        if self._running is None:
-            self._next()
-
-    def check_time(self, now: float) -> None:
-        """Close, with a 408 where a request has begun, what took longer than its limit."""
-        if self.flow.write_paused and (waits := self.transport.get_write_buffer_size()) != self._buffered:
-            self._buffered, self.since = waits, now  # slow, but it reads
-        limits, spent = self._limits, now - self.since
-        if self.transport.is_closing() or self.flow.write_paused:
-            if spent > limits.write_timeout:
-                _reset(self.transport)  # or the system keeps for minutes what nobody reads
-        elif self.doing == LINGER:
-            if spent > _LINGER_TIME:
-                self.transport.close()
-        elif self.doing == IDLE:
-            if spent > (_FRESH_WAIT if self._stopping else limits.idle_timeout):
-                self._close()
-        elif self.doing == HEAD and spent > limits.head_timeout:
-            self._refuse(HTTPError(408, "the request's head did not come in time", reason="slow_request"))
-        elif self.doing == BODY and self.flow.read_paused:
-            self.since = now  # it is the service that does not take it
-        elif self.doing == BODY and spent > limits.body_timeout:
-            self._refuse(HTTPError(408, "the request's body did not come in time", reason="slow_request"))
 
     # ── the parser's callbacks ──
 
@@ -491,7 +274,7 @@ class Connection(HttpToolsProtocol):
             self.doing = BODY if self._running is None else self.doing
         if not self._fast:
             self._entered = cycle = self._new_cycle(version, head)
-            self._enter(cycle)
+            self.enter(cycle)
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
@@ -527,7 +310,7 @@ class Connection(HttpToolsProtocol):
             self._whole = item = self._ready(self._method, self._path, self._query, fields, self._asked_host())
             item.body, item.keep_alive = body, keep_alive
             item.is_old = self._version == "1.0"
-            self._enter(item)
+            self.enter(item)
             return
         cycle = self._entered
         if cycle is not None and not self.parser.should_keep_alive():
@@ -576,205 +359,6 @@ class Connection(HttpToolsProtocol):
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         return head + rest
 
-    # ── one exchange at a time ──
-
-    def _enter(self, item: _Ready | RequestResponseCycle) -> None:
-        """Start a request, or let it wait for those before it."""
-        if self._running is None and not self._queue and not self.flow.write_paused:
-            if type(item) is _Ready and item.refusal is None and item.incoming.raw_path != b"*":
-                self._running, self.doing, self._began = item, ANSWER, self.loop.time()
-                self._launch(item)
-            else:
-                self._start(item)
-        elif len(self._queue) < _MAX_QUEUE:
-            self._queue.append(item)
-            if len(self._queue) >= _MAX_QUEUE // 2:  # not before: who reads nothing sees no client go
-                self.flow.pause_reading()
-        else:  # more than a client may pipeline: those that wait are answered, the rest may be sent again
-            self._deaf = True
-
-    def _start(self, item: _Ready | RequestResponseCycle) -> None:
-        self._running = item
-        self.doing, self._began = ANSWER, self.loop.time()
-        last = (self._stopping or self._deaf) and not self._queue
-        if isinstance(item, RequestResponseCycle):
-            item.keep_alive = item.keep_alive and not last
-            self.doing = BODY if item.more_body else ANSWER
-            self._owner.flush()
-            self._start_asgi_task(item, functools.partial(self._run_door, item))
-            return
-        if item.refusal is not None:
-            self._answer(item, item.refusal)
-        elif item.incoming.raw_path == b"*":
-            self._write(204, _ALLOW.block, b"", "OPTIONS", item.keep_alive)
-        else:
-            self._launch(item)
-
-    def _launch(self, item: _Ready) -> None:
-        exchange = item.exchange or self._owner.exchange
-        try:
-            flight = exchange.launch(item.incoming, item.body, self._landed)
-        except HTTPError as error:
-            self._answer(item, error)
-            return
-        except Exception:
-            logger.exception("sending a request failed")
-            failed = HTTPError(500, "the gateway failed; its log says why", reason="gateway_failed")
-            self._answer(_Ready(item.incoming, b"", False), failed)
-            return
-        if self._running is item:
-            self._flight = flight
-
-    def _landed(self, outcome: Reply | Opened | HTTPError) -> None:
-        """Write the outcome of the flight under way."""
-        item = self._running
-        if isinstance(outcome, Opened):
-            if isinstance(item, _Ready) and not self.transport.is_closing():
-                self._open(item, outcome)
-            else:
-                outcome.flight.drop()
-            return
-        self._flight = None
-        if isinstance(item, _Ready) and not self.transport.is_closing():
-            self._answer(item, outcome)
-
-    # ── an answer that streams ──
-
-    def _open(self, item: _Ready, opened: Opened) -> None:
-        """Begin an answer that comes in pieces."""
-        method, status = item.incoming.method, opened.status
-        if status in (204, 205, 304) or method == "HEAD":
-            opened.flight.drop()
-            self._flight = None
-            self._write(status, opened.lines, b"", method, item.keep_alive)
-            return
-        self._flight = opened.flight
-        if self._owner.log:
-            self._log_answer(method, status)
-        last = (self._stopping or self._deaf or self._owner.stopping) and not self._queue
-        head = _STATUS_LINES[status] + self._owner.date_lines()
-        keep_alive = item.keep_alive and not last
-        self._streamed = answer = StreamedAnswer(self, opened, head, keep_alive=keep_alive, is_old=item.is_old)
-        reader = opened.stream.sink
-        assert isinstance(reader, Reader)
-        reader.drain_into(answer)
-
-    def put(self, data: bytes) -> None:
-        """Write a piece of an answer: see `Line`."""
-        self._owner.write(self.transport, data)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether the client does not read as fast as it is written to: see `Line`."""
-        return self.flow.write_paused
-
-    def answered(self, keep_alive: bool) -> None:
-        """Go on behind an answer that came in pieces: see `Line`."""
-        self._streamed = self._flight = None
-        if not self.transport.is_closing():
-            self._finished(keep_alive and not (self._stopping and not self._queue))
-
-    def cut_off(self, *, visibly: bool) -> None:
-        """Close in the middle of an answer: see `Line`."""
-        self._streamed = self._flight = None
-        self._running = None
-        self._deaf = True
-        self._queue.clear()
-        self._owner.flush()
-        if visibly:
-            _reset(self.transport)
-        else:
-            self.transport.close()
-
-    def pause_writing(self) -> None:
-        """Note that the client does not read as fast as it is written to."""
-        super().pause_writing()
-        self.since, self._buffered = self.loop.time(), 0
-
-    def _answer(self, item: _Ready, outcome: Reply | HTTPError) -> None:
-        try:
-            if isinstance(outcome, HTTPError):
-                raise outcome
-            status, lines, body = self._owner.exchange.decode_reply(*outcome, item.incoming.method)
-        except HTTPError as error:
-            if isinstance(error, BadReply):
-                path = item.incoming.raw_path.decode("latin-1")
-                logger.warning("the reply to %s %s cannot be sent: %s", item.incoming.method, path, error.detail)
-            response = problem(error)
-            status, lines, body = response.status, response.headers.block, response.body
-        self._write(status, lines, body, item.incoming.method, item.keep_alive)
-
-    def _write(self, status: int, lines: bytes, body: bytes, method: str, keep_alive: bool) -> None:
-        """Write one answer, and go on with what waits."""
-        owner = self._owner
-        if (self._stopping or self._deaf or owner.stopping) and not self._queue:
-            keep_alive = False
-        if owner.log:
-            self._log_answer(method, status)
-        line, dates = _STATUS_LINES[status], owner.date_lines()
-        close = b"" if keep_alive else b"connection: close\r\n"
-        if status == 204 or status == 304 or method == "HEAD":
-            data = b"%b%b%b%b\r\n" % (line, dates, lines, close)
-        else:
-            data = b"%b%b%bcontent-length: %d\r\n%b\r\n%b" % (line, dates, lines, len(body), close, body)
-        owner.write(self.transport, data)
-        self._finished(keep_alive)
-
-    def _log_answer(self, method: str, status: int) -> None:
-        path = self._running.incoming.raw_path if isinstance(self._running, _Ready) else b""
-        logger.info(
-            "%s %s %d  %.1f ms", method, path.decode("latin-1"), status, (self.loop.time() - self._began) * 1000
-        )
-
-    def _finished(self, keep_alive: bool) -> None:
-        self._running = None
-        self._answered = True
-        self.server_state.total_requests += 1
-        self.since = self.loop.time()
-        if not keep_alive:
-            self._deaf = True
-            self._linger() if self._refused else self._close()
-            return
-        self.doing = IDLE if not self._parsing else HEAD if self._head is None else BODY
-        if self._queue or self.flow.read_paused:
-            self._next()
-
-    def _next(self) -> None:
-        if self.transport.is_closing():
-            return
-        if self._queue:
-            if not self.flow.write_paused:
-                self._start(self._queue.popleft())
-            if len(self._queue) < _MAX_QUEUE // 2:
-                self.flow.resume_reading()
-            return
-        self.flow.resume_reading()
-
-    def _refuse(self, error: HTTPError) -> None:
-        """Answer a broken request in its turn, then close: what follows it cannot be told apart any more."""
-        self._fault = None
-        if self._deaf:
-            return
-        self._deaf = self._refused = True
-        running = self._entered
-        if running is not None and running is self._running:
-            # Its answer may have begun, and its body will never be whole: there is nothing right to say.
-            running.disconnected = True
-            running.message_event.set()
-            if running.response_started:
-                self._close()
-                return
-            self._running = None
-        elif running is not None and running in self._queue:
-            self._queue.remove(running)  # its body will never be whole
-        refusal = _Ready(_NOTHING, b"", False, error)
-        if self._running is None and not self._queue:
-            self._start(refusal)
-        else:
-            self._queue.append(refusal)
-
-    # ── the ASGI door ──
-
     def _new_cycle(self, version: str, head: Head) -> RequestResponseCycle:
         scope = {
             "type": "http",
@@ -791,10 +375,10 @@ class Connection(HttpToolsProtocol):
             "raw_path": self._path,
             "query_string": self._query,
         }
-        make = _OldCycle if version == "1.0" else RequestResponseCycle
+        make = OldCycle if version == "1.0" else RequestResponseCycle
         cycle = make(
             scope=scope,  # type: ignore[arg-type]
-            transport=_CycleTransport(self),  # type: ignore[arg-type]
+            transport=CycleTransport(self),  # type: ignore[arg-type]
             flow=self.flow,
             logger=self.logger,
             access_logger=self.access_logger,
@@ -810,32 +394,3 @@ class Connection(HttpToolsProtocol):
             cycle.message_event.set()
         cycle.on_response = lambda: self._cycle_done(cycle)
         return cycle
-
-    async def _run_door(self, cycle: RequestResponseCycle, scope: Any, receive: Any, send: Any) -> None:
-        """Run the ASGI door; an answer that it cannot finish ends the connection."""
-        try:
-            await self._app(scope, receive, send)
-        except CutOff as why:
-            logger.debug("an answer was cut off: %s", why)
-            if self._running is cycle and not cycle.disconnected:
-                cycle.disconnected = True
-                lengths = [name for name, _ in cycle.scope["headers"] if name == b"content-length"]
-                self.cut_off(visibly=self._version == "1.0" and not lengths)
-
-    async def _logged(self, scope: Any, receive: Any, send: Any) -> None:
-        """Run the ASGI door, and log its answer."""
-
-        async def noting(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                spent = (self.loop.time() - self._began) * 1000
-                path = scope["raw_path"].decode("latin-1")
-                logger.info("%s %s %d  %.1f ms", scope["method"], path, message["status"], spent)
-            await send(message)
-
-        app: Any = self.app
-        await app(scope, receive, noting)
-
-    def _cycle_done(self, cycle: RequestResponseCycle) -> None:
-        """An answer of the ASGI door is out."""
-        if self._running is cycle and not self.transport.is_closing():
-            self._finished(cycle.keep_alive)
