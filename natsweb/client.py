@@ -179,6 +179,8 @@ class Client(Given):
         return Response.trusted(response.status, response.headers, body)
 
     async def _ask(self, question: Question, timeout: float) -> Response:
+        if not timeout > 0:
+            raise ValueError(f"timeout={timeout!r} is no time: give seconds, such as 10")
         caller = await self._started()
         method, raw_path, query, fields, body = question
         incoming = caller.incoming(method, raw_path.encode("ascii"), query.encode("ascii"), fields)

@@ -111,7 +111,7 @@ def _pairs(values: Mapping[str, object]) -> str:
 
 def _text(value: object) -> str | list[str]:
     if isinstance(value, list | tuple | set | frozenset):
-        return [str(_text(one)) for one in value]
+        return [str(_text(one)) for one in value if one is not None]
     if isinstance(value, str):
         return str(value.value) if isinstance(value, Enum) else value
     plain = to_jsonable_python(value)

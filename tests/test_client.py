@@ -248,7 +248,7 @@ async def test_other_bodies(api: Client):
         ("/echo/a?q=é x", {}, "/echo/a", "q=%C3%A9%20x"),
         (
             "/echo/a",
-            {"c": Colour.RED, "l": ["ä", 1.5], "n": None, "f": False},
+            {"c": Colour.RED, "l": ["ä", None, 1.5], "n": None, "f": False},
             "/echo/a",
             "c=red&l=%C3%A4&l=1.5&f=false",
         ),
@@ -527,6 +527,8 @@ async def test_the_time_of_a_call(api: Client, shop: Shop):
         assert (caught.value.status, caught.value.reason) == (504, "timeout")
         await shop.cancelled.wait()
         shop.cancelled.clear()
+        with pytest.raises(ValueError, match="timeout=0 is no time: give seconds"):
+            await api.get("/orders/7", timeout=0)
         with pytest.raises(TimeUp, match=r"the answer to GET /ticks was not whole within 0\.2 s"):
             await api.get("/ticks", timeout=0.2)
         await shop.cancelled.wait()

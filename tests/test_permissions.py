@@ -8,7 +8,7 @@ import httpx2
 import pytest
 from typer.testing import CliRunner
 
-from natsweb import Request, Service
+from natsweb import Client, Request, Service, serve
 from natsweb.bus import request
 from natsweb.cli import app
 from natsweb.cli.permissions import gateway_permissions, service_permissions
@@ -37,10 +37,38 @@ async def paid(id: int) -> None: ...
 '''
 
 
-def printed(tmp_path, *arguments):
-    """Return what the command prints for a shop."""
-    file = tmp_path / "shop.py"
-    file.write_text(SOURCE)
+# Calls itself, as it would call others.
+CALLING = """
+from natsweb import Client, Service
+
+svc = Service("caller")
+
+
+@svc.get("/twice/<id>")
+async def twice(id: int, api: Client) -> int:
+    return 2 * await api.get(f"/things/{id}", into=int)
+
+
+@svc.get("/things/<id>")
+async def thing(id: int) -> int:
+    return id
+
+
+@svc.get("/large")
+async def large(api: Client) -> int:
+    return len(await api.get("/bytes", into=bytes))
+
+
+@svc.get("/bytes")
+async def data() -> bytes:
+    return bytes(3 << 20)
+"""
+
+
+def printed(tmp_path, *arguments, name="shop.py", source=SOURCE):
+    """Return what the command prints for a shop, or another service."""
+    file = tmp_path / name
+    file.write_text(source)
     done = CliRunner().invoke(app, ["permissions", str(file), *arguments], env={"XDG_CONFIG_HOME": str(tmp_path)})
     assert done.exit_code == 0, done.output
     return done.output
@@ -123,3 +151,18 @@ async def test_no_more_to_hear(server, user, subject):
             await bus.flush()
     finally:
         await bus.close()
+
+
+async def test_enough_for_a_service_that_calls_others(tmp_path, caplog):
+    """With a `Client` it has to be allowed what a gateway is."""
+    config = tmp_path / "nats.conf"
+    block = printed(tmp_path, name="caller.py", source=CALLING)
+    config.write_text(re.sub(r"\$[A-Z0-9_]+_PASSWORD", '"secret"', block))
+    namespace = {"__name__": "calling"}
+    exec(compile(CALLING, str(tmp_path / "shop.py"), "exec"), namespace)
+    async with embedded_server(arguments=("-c", str(config))) as url:
+        user, gateway = [Nats(urls=(url,), user=name, password="secret") for name in ("caller", "gateway")]
+        async with serve(namespace["svc"], nats=user), Client(nats=gateway) as api:
+            assert await api.get("/twice/7", into=int) == 14
+            assert await api.get("/large", into=int) == 3 << 20
+    assert "ermission" not in caplog.text

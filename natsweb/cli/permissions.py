@@ -33,16 +33,29 @@ def command(
     [service] = load_services([find_target(app, Path(app_dir))], mount=mount, name=name)
     service.compile()
     inbox = nats_settings(None, context).inbox_prefix
-    users = {
-        "gateway": gateway_permissions(root or service.root, inbox),
-        service.name: service_permissions(service.name, [*service.patterns(root), *_events(service)], inbox),
-    }
+    gateway = gateway_permissions(root or service.root, inbox)
+    own = service_permissions(service.name, [*service.patterns(root), *_events(service)], inbox)
+    users = {"gateway": gateway, service.name: _with_calls(own, gateway) if _calls(service) else own}
     typer.echo(json.dumps(users, indent=2) if as_json else _block(users))
 
 
 def _events(service: Any) -> list[str]:
     """Return the subjects of a service's event handlers."""
     return sorted({".".join(one.template.shape) for one in service.events})
+
+
+def _calls(service: Any) -> bool:
+    """Tell whether handlers of a service take a `Client`."""
+    from natsweb.client import Client
+
+    recipes = [route.recipe for route in [*service.routes, *service.events] if route.recipe is not None]
+    return any(Client in recipe.given for recipe in recipes)
+
+
+def _with_calls(service: Permissions, gateway: Permissions) -> Permissions:
+    """Return what a service has to be allowed that calls others, as a gateway does."""
+    both = {key: [*dict.fromkeys([*service[key], *gateway[key]])] for key in ("subscribe", "publish")}
+    return {**service, **both}
 
 
 def gateway_permissions(root: str, inbox: str = "_INBOX") -> Permissions:
