@@ -18,7 +18,6 @@ from natsweb.errors import Disconnected, HTTPError, NatsDown, NatsRefused, Overl
 from natsweb.exchange import Exchange
 from natsweb.flights import Flight, Incoming, Opened, Outcome
 from natsweb.headers import Headers
-from natsweb.jobs import Job
 from natsweb.messages import Pieces, Response, StreamingResponse
 from natsweb.natsbus import Connection, adopt, connect
 from natsweb.pipes import Reader
@@ -290,10 +289,9 @@ async def read_whole(pieces: Pieces, limit: int) -> bytes | None:
 def time_left() -> float | None:
     """Return how many seconds are left of the request that is being handled; None for no bound."""
     request = current.current_request()
-    job = None if request is None else request.channel
-    if not isinstance(job, Job) or job.answered or job.due == math.inf:
-        return None
-    return job.due - asyncio.get_running_loop().time()
+    channel = None if request is None else request.channel
+    left = channel.time_left() if isinstance(channel, current.Limited) else math.inf
+    return None if left == math.inf else left
 
 
 def _passed_on(fields: Fields) -> Fields:

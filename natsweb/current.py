@@ -5,11 +5,11 @@ knows no handlers.
 """
 
 from contextvars import ContextVar, Token
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from natsweb.messages import Call, Request
 
-__all__ = ["current_request", "leave", "take_up", "want"]
+__all__ = ["Limited", "current_request", "leave", "take_up", "want"]
 
 Before: TypeAlias = "Token[Call | Request | None]"
 
@@ -17,6 +17,15 @@ _under_way: ContextVar[Call | Request | None] = ContextVar("natsweb_request", de
 
 # Whether requests are to be noted. Whoever answers them looks here, since to note one takes 0.1 us (tests/benchmarks).
 is_wanted = False
+
+
+@runtime_checkable
+class Limited(Protocol):
+    """A `Channel` that knows when its answer is due."""
+
+    def time_left(self) -> float:
+        """Return how many seconds are left for the answer; infinity if it has no bound, or is there."""
+        ...
 
 
 def want() -> None:

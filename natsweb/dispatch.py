@@ -80,9 +80,20 @@ class Dispatcher:
         """
         if type(call) is Call:
             if current.is_wanted:
-                current.take_up(call)
+                return self._noted(call)
             return self._behind_middleware(call.request(), call) if self._around_all else self._dispatch(call, call)
         return self._complete(call.request())
+
+    async def _noted(self, call: Call) -> Response:
+        """Answer a request that what acts on its behalf may look for, as long as anything is left to do for it."""
+        before = current.take_up(call)
+        if self._around_all:
+            response = await self._behind_middleware(call.request(), call)
+        else:
+            response = await self._dispatch(call, call)
+        if response.pieces is None and call.after is None:
+            current.leave(before)  # as it was, so that the task may go on with another request (`tasks`)
+        return response
 
     def hand(self, route: Route, call: Call, params: dict[str, str]) -> Coroutine[Any, Any, Response]:
         """Give a call to a route that was found elsewhere, which is how events come; otherwise as `handle`."""

@@ -210,6 +210,10 @@ class Job(Asked):
             while chunk := await self._reader.read():
                 yield chunk
 
+    def time_left(self) -> float:
+        """Return how many seconds are left for the answer: see `Limited`."""
+        return math.inf if self.answered else self.due - asyncio.get_running_loop().time()
+
     def extend(self, seconds: float) -> None:
         """Have the answer due `seconds` from now, here and at the caller."""
         if self.answered:

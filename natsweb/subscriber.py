@@ -249,6 +249,11 @@ class _Event:
         for chunk in nothing:
             yield chunk
 
+    def time_left(self) -> float:
+        """Return how many seconds are left for the answer: see `Limited`."""
+        timer = None if self._answered else self._timer
+        return math.inf if timer is None else timer.when() - asyncio.get_running_loop().time()
+
     def extend(self, seconds: float) -> None:
         """Give the handler `seconds` from now."""
         if self._answered:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
+import httpx2
 import nats as nats_py
 import pytest
 from nats.aio.msg import Msg
@@ -790,6 +791,65 @@ async def test_a_client_of_ones_own_has_the_time_of_a_plain_handler(shop: Shop):
         assert second.timeout is not None
         assert second.timeout > 20
     await bus.close()
+
+
+async def test_requests_share_a_task_beside_a_client():
+    """What is noted of a request is gone with it, so that a task which has not waited takes the next one."""
+    svc = Service("plain")
+    tasks: set[object] = set()
+
+    @svc.get("/<id>")
+    async def show(id: int) -> int:
+        tasks.add(asyncio.current_task())
+        return id
+
+    bus = MemoryBus()
+    async with serve(svc, bus=bus), Client(bus=bus) as api:
+        assert await asyncio.gather(*[api.get(f"/{n}", into=int) for n in range(10)]) == list(range(10))
+    assert len(tasks) == 1
+    await bus.close()
+
+
+async def test_a_handler_of_events_calls_with_its_own_time(shop: Shop):
+    """What is handled may be an event: its time bounds calls as well."""
+    bus = MemoryBus()
+    svc = Service("audit")
+    heard = asyncio.Event()
+
+    @svc.on("orders.<id>.paid", timeout=3)
+    async def audit(id: int, api: Client) -> None:
+        await api.get("/echo/x", timeout=60)
+        heard.set()
+
+    async with asyncio.timeout(10), serve(shop.svc, bus=bus), serve(svc, bus=bus):
+        bus.publish("orders.7.paid", b"")
+        await heard.wait()
+    assert shop.seen[0].timeout is not None
+    assert shop.seen[0].timeout <= 3
+    await bus.close()
+
+
+async def test_a_service_over_plain_http_calls_with_its_own_client(shop: Shop, nats_url: str):
+    """It has no NATS of its own; a client that it makes has the time of its requests, and their ids."""
+    svc = Service("plain")
+
+    @svc.lifespan
+    async def life() -> AsyncIterator[Client]:
+        async with Client(nats=nats_url) as api:
+            yield api
+
+    @svc.get("/tell")
+    async def tell() -> object:
+        api: Client = svc.state
+        return await api.get("/echo/x", timeout=60, into=dict)
+
+    transport = httpx2.ASGITransport(svc)
+    async with serve(shop.svc, nats=nats_url), svc, httpx2.AsyncClient(transport=transport) as client:
+        assert (await client.get("http://test/tell", headers={"x-request-id": "r-1"})).json()["path"] == "/echo/x"
+    [heard] = shop.seen
+    assert heard.headers["x-request-id"] == "r-1"
+    assert heard.timeout is not None
+    assert heard.timeout <= 10
 
 
 async def test_middleware_has_the_last_word_on_ids(shop: Shop):

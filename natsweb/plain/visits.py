@@ -177,6 +177,14 @@ class Visit(abc.ABC):
 
     # ── time ──
 
+    def time_left(self) -> float:
+        """Return how many seconds are left for the answer: see `Limited`."""
+        if self.answered:
+            return math.inf
+        if self._due == math.inf:  # it has not waited for anything yet
+            return self._timeout
+        return self._due - asyncio.get_running_loop().time()
+
     def extend(self, seconds: float) -> None:
         """Have the answer due `seconds` from now."""
         self._timeout = seconds
