@@ -305,3 +305,19 @@ async def test_two_worlds_behind_one_gateway(nats_url: str, monkeypatch: pytest.
     ):
         await asked(client, "staging")
         assert (await client.get("/staging/prices/tea")).json()["reason"] == "no_service"
+
+
+async def test_two_teams(nats_url: str):
+    """One service asks the other; while that is away it says so, and goes on when it is back."""
+    users, orders = load("teams/users.py"), load("teams/orders.py")
+    curls = [printed.rstrip("\n") for typed, printed in said_by("teams") if typed.startswith("curl ")]
+    async with (
+        serve(orders.svc, nats=nats_url, root="teams"),
+        fronted(nats_url, "teams") as client,
+    ):
+        async with serve(users.svc, nats=nats_url, root="teams"):
+            assert [(await client.get(path)).text for path in ("/users/1", "/orders/7", "/orders/8")] == curls[:3]
+            assert (await client.get("/orders/9")).json()["detail"] == "no order 9"
+        assert (await client.get("/orders/7")).text == curls[3]
+        async with serve(users.svc, nats=nats_url, root="teams"):
+            assert (await client.get("/orders/7")).text == curls[1]
