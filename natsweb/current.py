@@ -5,7 +5,7 @@ knows no handlers.
 """
 
 from contextvars import ContextVar, Token
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import TypeAlias
 
 from natsweb.messages import Call, Request
 
@@ -19,13 +19,14 @@ _under_way: ContextVar[Call | Request | None] = ContextVar("natsweb_request", de
 is_wanted = False
 
 
-@runtime_checkable
-class Limited(Protocol):
+class Limited:
     """A `Channel` that knows when its answer is due."""
+
+    __slots__ = ()
 
     def time_left(self) -> float:
         """Return how many seconds are left for the answer; infinity if it has no bound, or is there."""
-        ...
+        raise NotImplementedError
 
 
 def want() -> None:

@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import ClassVar, Protocol
 
 from natsweb.bus import Asked, Bus, Reply
+from natsweb.current import Limited
 from natsweb.errors import HandlerFailed, HTTPError, NatsDown, NotAcceptable, ReplyTooLarge, TooLarge, phrase
 from natsweb.messages import Call, Pieces, Response
 from natsweb.pipes import Reader, SocketPipe, Stream
@@ -48,7 +49,7 @@ class Desk(Protocol):
         """Hear that a job streams from now on, and has no deadline any more."""
 
 
-class Job(Asked):
+class Job(Asked, Limited):
     """One request under way; `caller` is the subject that its answer goes to, empty if nobody wants one."""
 
     __slots__ = (

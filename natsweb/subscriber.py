@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from natsweb.bus import Bus, Message, Subscription
+from natsweb.current import Limited
 from natsweb.errors import HandlerFailed, HTTPError, ReplyTooLarge, Stopping, TimeUp, TooLarge
 from natsweb.events import Listening, Publisher, check_subject
 from natsweb.jobs import collect
@@ -153,7 +154,7 @@ class Subscriber:
             self._idle.set()
 
 
-class _Event:
+class _Event(Limited):
     """One event for one handler: to whom it is a request's `Channel`."""
 
     finishes = False

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
+from natsweb.current import Limited
 from natsweb.errors import HandlerFailed, Stopping, TimeUp
 from natsweb.gateway.scopes import Event, Receive, Send
 from natsweb.messages import Call, Response, Socket
@@ -68,7 +69,7 @@ class Inflow(Generic[T]):
         return item
 
 
-class Visit(abc.ABC):
+class Visit(Limited, abc.ABC):
     """One request under way: what its handler knows as its `Channel`.
 
     `handle` answers it; `timeout` is the seconds until its answer is due.
