@@ -310,6 +310,25 @@ async def test_websockets(api: TestClient, shop: Shop):
                 pass
 
 
+async def test_a_websocket_has_the_headers_of_its_client():
+    """So that who is logged in is so on WebSockets as well; its own count for more."""
+    svc = Service("chat")
+
+    @svc.websocket("/me")
+    async def me(ws: WebSocket, who: Annotated[str, Auth(BEARER)]) -> None:
+        await ws.send(who)
+
+    async with TestClient(svc, headers={"authorization": "Bearer ann"}) as api:
+        async with api.websocket("/me") as ws:
+            assert await ws.receive() == "ann"
+        async with api.websocket("/me", headers={"Authorization": "Bearer bob"}) as ws:
+            assert await ws.receive() == "bob"
+    async with TestClient(svc) as api:
+        with pytest.raises(HTTPError, match="401"):
+            async with api.websocket("/me"):
+                pass
+
+
 # ── plain ──
 
 

@@ -14,7 +14,7 @@ from natsweb.headers import HeaderSource
 from natsweb.service import Service
 from natsweb.settings import Nats
 from natsweb.sockets import WebSocket
-from natsweb.testing.stage import Overrides, Stage
+from natsweb.testing.stage import Overrides, Stage, merged
 
 __all__ = ["TestClient"]
 
@@ -80,7 +80,7 @@ class TestClient(httpx2.AsyncClient):
     ) -> contextlib.AbstractAsyncContextManager[WebSocket[Any, Any]]:
         """Open a WebSocket: `async with api.websocket("/chat/tea") as ws: await ws.send("hello")`.
 
-        Text and bytes go as they are, anything else as JSON; what comes is text or bytes. Raises the `HTTPError` of a
-        handler that refuses it.
+        It has the headers of the client, and its own. Text and bytes go as they are, anything else as JSON; what comes
+        is text or bytes. Raises the `HTTPError` of a handler that refuses it.
         """
-        return self._stage.websocket(path, params or {}, headers, subprotocols)
+        return self._stage.websocket(path, params or {}, merged(self.headers, headers), subprotocols)

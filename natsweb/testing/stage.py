@@ -26,7 +26,7 @@ from natsweb.settings import Nats
 from natsweb.sockets import SocketType, WebSocket, socket_type
 from natsweb.transport import NatsTransport
 
-__all__ = ["CLIENT", "Overrides", "Stage"]
+__all__ = ["CLIENT", "Overrides", "Stage", "StageTransport", "merged"]
 
 #: Dependency or security scheme -> what stands in for it.
 Overrides = Mapping[Any, Callable[..., Any]]
@@ -135,6 +135,12 @@ class Stage:
             handshake.opened.flight.close()
         finally:
             handshake.close()
+
+
+def merged(clients: httpx2.Headers, own: HeaderSource) -> Headers:
+    """Return the headers of a client with others, which count where a name is in both."""
+    given = Headers(own)
+    return Headers([*[(name, value) for name, value in clients.multi_items() if name not in given], *given])
 
 
 class StageTransport(NatsTransport):

@@ -17,7 +17,7 @@ from natsweb.headers import HeaderSource
 from natsweb.service import Service
 from natsweb.settings import Nats
 from natsweb.sockets import WebSocket
-from natsweb.testing.stage import Overrides, Stage, StageTransport
+from natsweb.testing.stage import Overrides, Stage, StageTransport, merged
 
 __all__ = ["Portal", "SyncTestClient", "SyncWebSocket"]
 
@@ -125,7 +125,7 @@ class SyncTestClient(httpx2.Client):
         subprotocols: Sequence[str] = (),
     ) -> Iterator["SyncWebSocket"]:
         """Open a WebSocket: see `TestClient.websocket`."""
-        opening = self._stage.websocket(path, params or {}, headers, subprotocols)
+        opening = self._stage.websocket(path, params or {}, merged(self.headers, headers), subprotocols)
         socket = self._portal.run(opening.__aenter__())
         try:
             yield SyncWebSocket(self._portal, socket)
