@@ -70,10 +70,16 @@ Play = Callable[[Stage, Scale, Findings], Awaitable[tuple[list[Outcome], Judge |
 class Case(NamedTuple):
     """A case: its name, what it does in words, how often by default, and the function that plays it.
 
-    The function returns the outcomes, and a further judge for what only the book can tell, if there is one.
+    The function returns the outcomes, and a further judge for what only the book can tell, if there is one. A `long`
+    case goes on for the minutes of its scale.
     """
 
     name: str
     words: str
     rounds: int
     play: Play
+    long: bool = False
+
+    def limit(self, scale: Scale) -> float:
+        """Return the seconds after which the case has failed."""
+        return 240.0 * max(1.0, scale.rounds / self.rounds, scale.seconds) + self.long * 60 * scale.minutes

@@ -373,5 +373,5 @@ PRESSURE_CASES: tuple[Case, ...] = (
     Case("rude-handlers", "handlers do what they must not", 1, rude_handlers),
     Case("open-streams", "SIGTERM with server-sent events and WebSockets open", 2, open_streams),
     Case("overload", "four times what a service can do is offered for 30 s", 1, overload),
-    Case("mixed", "all kinds of traffic, for long", 1, mixed),
+    Case("mixed", "all kinds of traffic, for long", 1, mixed, long=True),
 )

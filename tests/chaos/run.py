@@ -4,6 +4,7 @@ A `Report` is broken if a column that must be 0 is not, or if the case found a p
 module knows how a case is run; it does not print.
 """
 
+import asyncio
 import tempfile
 import time
 import traceback
@@ -44,7 +45,8 @@ async def run(case: Case, scale: Scale, say: Callable[[str], None] = lambda _: N
     with tempfile.TemporaryDirectory(prefix="natsweb-chaos-") as folder:
         async with Stage(Path(folder)) as stage:
             try:
-                outcomes, judge = await case.play(stage, scale, findings)
+                async with asyncio.timeout(case.limit(scale)):
+                    outcomes, judge = await case.play(stage, scale, findings)
             except Exception as error:  # the other cases are played all the same
                 outcomes, judge = [], None
                 findings.broken.append(f"the case itself failed: {error!r}, {traceback.format_exc(limit=-3)}")
