@@ -34,6 +34,7 @@ logger = logging.getLogger("natsweb.worker")
 _CLOCK_SKEW = 5.0
 _ACCEPT_AFTER = 45_000_000  # nanoseconds
 _PAUSE = 0.025
+_SHORT_PAUSE = 0.01  # while requests wait for their turn, so that none waits long to be refused
 _LARGE = 16 * 1024
 _KNOWN = 512
 # How long a request waits for its turn, in nanoseconds: long in a rush, which is over soon, and hardly at all once
@@ -360,4 +361,4 @@ class Worker:
         if self._backlog:
             self._refuse_late()
         if self._waiting or self._backlog:
-            self._sweeper = self._loop.call_later(_PAUSE, self._sweep)
+            self._sweeper = self._loop.call_later(_SHORT_PAUSE if self._backlog else _PAUSE, self._sweep)

@@ -298,6 +298,7 @@ async def mixed(stage: Stage, scale: Scale, findings: Findings) -> tuple[list[Ou
     """Mix all kinds of traffic for long: neither memory nor tasks nor open files grow."""
     await stage.nats()
     service, (gateway, url) = await asyncio.gather(stage.service(), stage.gateway())
+    findings.worst("minutes", scale.minutes)
     streams: list[Outcome] = []
     tasks: list[int] = []
     async with AsyncExitStack() as stack:

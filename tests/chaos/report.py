@@ -90,8 +90,11 @@ def machine() -> str:
     return f"{os.cpu_count()} cores ({cpu}), {platform.system()}, Python {python}, nats-server {version}"
 
 
-def update_page(page: Path, reports: Sequence[Report]) -> None:
-    """Write the results between the marks of a page; those of other cases stay. Raises `ValueError` without marks."""
+def update_page(page: Path, reports: Sequence[Report], order: Sequence[str] = ()) -> None:
+    """Write the results between the marks of a page; those of other cases stay. Raises `ValueError` without marks.
+
+    `order` is that of the cases.
+    """
     text = page.read_text()
     marks = _MARKS.search(text)
     if marks is None:
@@ -100,12 +103,18 @@ def update_page(page: Path, reports: Sequence[Report]) -> None:
     old = [line for line in marks[0].splitlines() if (case := _case_of(line)) and case not in new]
     head = [*_HEAD, *_TAIL]
     rows = [head, ["---", *["--:"] * (len(head) - 2), "---"]]
+    table = [line for line in old if line.startswith("|")]
+    table += [f"| {' | '.join(_cells(report))} |" for report in reports]
+    notes = [line for line in old if not line.startswith("|")]
+    notes += [f"- `{report.tally.case}`: {_figures(report)}" for report in reports if report.figures]
+    notes += [f"- **Broken** in `{one.tally.case}`: {words}" for one in reports for words in one.broken]
+
+    def place(line: str) -> int:
+        case = _case_of(line)
+        return order.index(case) if case in order else len(order)
+
     lines = [f"{date.today().isoformat()}, {machine()}.", "", *(f"| {' | '.join(row)} |" for row in rows)]
-    lines += [line for line in old if line.startswith("|")]
-    lines += [f"| {' | '.join(_cells(report))} |" for report in reports]
-    lines += ["", *(line for line in old if not line.startswith("|"))]
-    lines += [f"- `{report.tally.case}`: {_figures(report)}" for report in reports if report.figures]
-    lines += [*(f"- **Broken** in `{one.tally.case}`: {words}" for one in reports for words in one.broken), ""]
+    lines += [*sorted(table, key=place), "", *sorted(notes, key=place), ""]
     results = f"{marks[1]}\n" + "\n".join(lines) + f"\n{marks[2]}"
     page.write_text(text[: marks.start()] + results + text[marks.end() :])
 
