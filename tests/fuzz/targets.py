@@ -4,6 +4,7 @@ Each is a law. Bytes of others are decoded, or refused with an `HTTPError`, and 
 encoded again; and both doors of the gateway give the same answers to the same bytes. They need no fuzzer to run.
 """
 
+import contextlib
 import re
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ from natsweb.proxy_wire import ProxyWire
 from natsweb.subjects import subject_tokens, to_path, to_subject
 from natsweb.wire import (
     decode_control,
+    decode_event,
     decode_reply,
     decode_request,
     encode_fields,
@@ -84,9 +86,11 @@ def replies(data: bytes) -> None:
 
 
 def controls(data: bytes) -> None:
-    """A control message is read or refused, and each question about a header block has an answer."""
+    """A control message, or an event, is read or refused, and each question about a header block has an answer."""
     _, header, _ = _split(data)
     is_no_responders(header), may_retry(header), is_opening(header)
+    with contextlib.suppress(HTTPError):
+        decode_event(["x"], header, b"")
     try:
         control = decode_control(header)
     except HTTPError:
