@@ -70,7 +70,7 @@ def fields_of(scope: Scope) -> list[tuple[bytes, bytes]]:
 def has_body(scope: Scope) -> bool:
     """Tell whether a body was announced."""
     return any(
-        name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
+        name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0 \t") != b"")
         for name, value in scope["headers"]
     )
 
@@ -78,7 +78,7 @@ def has_body(scope: Scope) -> bool:
 def length_of(scope: Scope) -> int | None:
     """Return the announced length of the body in bytes, None if it is not known."""
     for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit():
+        if name == b"content-length" and value.strip(b" \t").isdigit():  # httptools leaves the white space behind
             return int(value)
     return None
 
