@@ -10,10 +10,10 @@
     │   ├── NoService          404     ├── Disconnected          502
     │   ├── MethodNotAllowed   405     ├── NatsDown              503
     │   ├── NotAcceptable      406     ├── Overloaded            503
-    │   ├── TooLarge           413     ├── Stopping              503
-    │   ├── SubjectTooLong     414     ├── TimeUp                504
-    │   ├── UnsupportedMedia   415     └── UnknownVersion        505
-    │   ├── InvalidInput       422
+    │   ├── TooLarge           413     ├── ServiceAway           503, a NoService
+    │   ├── SubjectTooLong     414     ├── Stopping              503
+    │   ├── UnsupportedMedia   415     ├── TimeUp                504
+    │   ├── InvalidInput       422     └── UnknownVersion        505
     │   ├── UpgradeRequired    426
     │   └── HeadersTooLarge    431
     └── Mistake                    a person has to mend something: what, where, what to do
@@ -55,6 +55,7 @@ __all__ = [
     "NotAcceptable",
     "Overloaded",
     "ReplyTooLarge",
+    "ServiceAway",
     "SettingsError",
     "StartError",
     "Stopping",
@@ -186,6 +187,15 @@ class NoService(_Fixed):
     """Nobody listens on the subject of the request."""
 
     fixed_status, default_reason, retry = 404, "no_service", True
+
+
+class ServiceAway(NoService):
+    """Nobody listens on the subject now, but somebody has; carries `Retry-After`."""
+
+    fixed_status, default_reason = 503, "service_away"
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__(detail, headers={"retry-after": "1"})
 
 
 class MethodNotAllowed(_Fixed):

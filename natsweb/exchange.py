@@ -21,6 +21,7 @@ from natsweb.errors import (
     MethodNotAllowed,
     NoService,
     Overloaded,
+    ServiceAway,
     Stopping,
     TooLarge,
 )
@@ -376,9 +377,7 @@ class Exchange:
         """Return the error of a request that nobody listens to: 404, or 503 if somebody has."""
         if self.directory is None or not self.directory.was_there(self._tokens(incoming)):
             return NoService("no service listens on this path")
-        return HTTPError(
-            503, "the service of this path is not there", reason="service_away", headers={"retry-after": "1"}
-        )
+        return ServiceAway("the service of this path is not there")
 
     def _listen(self) -> None:
         """Have those services looked for that have not said a word for a while."""

@@ -69,17 +69,20 @@ class Supplies(dict[type, Any]):
                 value.attach(bus, root)
 
     async def start(self, kinds: Iterable[type]) -> None:
-        """Make ready what handlers take; what is not connected is reported, and fails when it is used."""
+        """Make ready what handlers take, as far as it is connected."""
         for kind in dict.fromkeys(kinds):
             value = self[kind]
             if self._bus is not None:
                 await value.start()
-            else:
-                logger.warning(
-                    "handlers of %s take a %s, and nothing connects it to NATS here: what they do with it will fail",
-                    self._name,
-                    kind.__name__,
-                )
+
+    def report(self) -> None:
+        """Log what is not connected: it fails when it is used."""
+        for value in self._all if self._bus is None else ():
+            logger.warning(
+                "handlers of %s take a %s, and nothing connects it to NATS here: what they do with it will fail",
+                self._name,
+                type(value).__name__,
+            )
 
     async def stop(self) -> None:
         """Let go of all, and of the connection."""

@@ -5,6 +5,7 @@ values; how they travel is `calls`' business.
 """
 
 import contextlib
+import difflib
 import json
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from enum import Enum
@@ -26,6 +27,8 @@ _KEPT = ("allow", "retry-after", "www-authenticate")
 _FORM = "application/x-www-form-urlencoded"
 _ERRORS: TypeAdapter[list[FieldError]] = TypeAdapter(list[FieldError])
 _QUOTED = 500
+# How others call what is there.
+_MEANT = {"content": "body", "query": "params", "form": "data"}
 
 
 class CallOptions(TypedDict, total=False):
@@ -63,6 +66,8 @@ class Question(NamedTuple):
 
 def question_of(method: str, path: str, options: CallOptions) -> Question:
     """Return a call as it goes; raises `ValueError` for a path that is none, `TypeError` for what is no body."""
+    if unknown := sorted(options.keys() - CallOptions.__annotations__.keys()):
+        raise _no_option(unknown[0])
     given = [name for name in ("json", "data", "body") if name in options]
     if len(given) > 1:
         raise TypeError(f"{given[0]}= and {given[1]}= are both the body; give one of them")
@@ -84,6 +89,13 @@ def question_of(method: str, path: str, options: CallOptions) -> Question:
     more = _pairs(options.get("params", {}))
     query = f"{query}&{more}" if query and more else query or more
     return Question(method.upper(), raw_path, query, headers.fields, body)
+
+
+def _no_option(name: str) -> TypeError:
+    known = list(CallOptions.__annotations__)
+    meant = [_MEANT[name]] if name in _MEANT else difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {meant[0]}=?" if meant else f"it takes {', '.join(known)}"
+    return TypeError(f"a call has no {name}=; {hint}")
 
 
 def _split(path: str) -> tuple[str, str]:

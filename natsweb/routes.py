@@ -16,7 +16,9 @@ from natsweb.annotations import Place, name_of, resolve_hints
 from natsweb.counters import Counter
 from natsweb.dependencies import compile_recipe
 from natsweb.errors import DeclarationError
+from natsweb.events import Publisher
 from natsweb.feeds import HEARTBEAT, FeedType, compile_feed, feed_of
+from natsweb.given import is_given
 from natsweb.micro import METHOD, PATH, STREAMS, Endpoint
 from natsweb.middleware import Middleware
 from natsweb.params import Depends
@@ -74,6 +76,7 @@ class Route:
         if declared.listening is not None:
             self._check_event(recipe)
         self._check_socket(recipe)
+        self._check_awaited(recipe)
         try:
             self.to_response = self._compile_answer(recipe.plan.returns)
         except PydanticUserError as error:
@@ -115,6 +118,16 @@ class Route:
             where=str(self.where),
             fix="add a parameter ws: WebSocket (from natsweb import WebSocket)",
         )
+
+    def _check_awaited(self, recipe: Recipe) -> None:
+        """Raise `DeclarationError` for a plain function that takes what has to be awaited."""
+        for name, kind in () if self.is_async else recipe.plan.given:
+            if kind is Publisher or is_given(kind):
+                raise DeclarationError(
+                    f"parameter {name!r} is a {kind.__name__}, which has to be awaited, and the handler is a plain def",
+                    where=str(self.where),
+                    fix=f"write it as async def {self.function.__name__}(...)",
+                )
 
     def _compile_answer(self, returns: Any) -> ToResponse:
         status, heartbeat = self.options.get("status"), self.options.get("heartbeat")

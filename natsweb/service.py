@@ -314,11 +314,14 @@ class Service(Router, Generic[S]):
         return function
 
     def attach(self, bus: Any, root: str | None = None) -> None:
-        """Connect what handlers take besides requests, such as a `Client`, until `stop`: for whoever runs the service.
+        """Connect what handlers take besides requests, a `Client` and a `Publisher`: for whoever runs the service.
 
-        `bus` is the connection, `root` where the service is served (default: its own). To be called before `start`.
+        `bus` is the connection, `root` where the service is served (default: its own). To be called before `start`, or
+        in a lifespan; what is connected already stays so, until `stop`.
         """
         self._services.attach(bus, root or self.root)
+        if not self.publisher.is_connected:
+            self.publisher.connect(bus)
         for mount in self.mounts:
             if isinstance(mount.app.app, Service):
                 mount.app.app.attach(bus, root or self.root)
@@ -347,6 +350,7 @@ class Service(Router, Generic[S]):
         given = [kind for recipe in recipes for kind in recipe.given if is_given(kind)]
         await self._services.start(given)
         await self._lifespan.start(self, self._services, recipes, timeout=self.start_timeout)
+        self._services.report()
 
     async def stop(self) -> None:
         """Clean up what `start` has made, the newest first, and let go of the threads; errors are logged."""

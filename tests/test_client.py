@@ -17,7 +17,19 @@ import pytest
 from nats.aio.msg import Msg
 from pydantic import BaseModel, ValidationError
 
-from natsweb import Client, Depends, HTTPError, Nats, Reply, Request, Response, Service, StreamingResponse, serve
+from natsweb import (
+    Client,
+    Depends,
+    HTTPError,
+    Nats,
+    Publisher,
+    Reply,
+    Request,
+    Response,
+    Service,
+    StreamingResponse,
+    serve,
+)
 from natsweb.bus import MemoryBus
 from natsweb.embedded import embedded_server
 from natsweb.errors import (
@@ -230,6 +242,13 @@ async def test_other_bodies(api: Client):
     assert (form["body"], form["type"]) == ("a=b+c&n=1&n=2&yes=true", "application/x-www-form-urlencoded")
     other = await api.post("/echo/a", json=1, headers={"Content-Type": "application/vnd.x+json"}, into=dict)
     assert other["type"] == "application/vnd.x+json"
+    for wrong, hint in [
+        ("content", "did you mean body="),
+        ("jsn", "did you mean json="),
+        ("bla", "it takes json, data"),
+    ]:
+        with pytest.raises(TypeError, match=f"a call has no {wrong}=; {hint}"):
+            await api.post("/echo/a", **{wrong: b"x"})
     with pytest.raises(TypeError, match="json= and data= are both the body"):
         await api.post("/echo/a", json=1, data={})
     with pytest.raises(TypeError, match="body= takes bytes, or an async iterable of bytes, not str"):
@@ -930,3 +949,27 @@ async def test_too_large_for_a_service_that_takes_no_streams(nats_url: str):
         with pytest.raises(TooLarge):
             await api.post("/x", body=bytes(2 * 1024 * 1024))
     await nc.close()
+
+
+async def test_a_lifespan_connects_what_handlers_take(nats_url, caplog):
+    """Without a worker, under uvicorn, a lifespan may attach a connection: a client and a publisher use it."""
+    near, far = Service("near", root="attached"), Service("far", root="attached")
+
+    @far.get("/far/<id>")
+    async def answer(id: int) -> int:
+        return id + 1
+
+    @near.lifespan
+    async def connect(service: Service) -> AsyncIterator[None]:
+        async with Client("attached", nats=nats_url) as api:
+            service.attach(api.bus)
+            yield
+
+    @near.get("/near/<id>")
+    async def ask(id: int, api: Client, events: Publisher) -> int:
+        await events.publish("near.asked", id)
+        return await api.get(f"/far/{id}", into=int)
+
+    async with serve(far, nats=nats_url), near:
+        assert (await near.handle(Request(raw_path="/near/1"))).parse_json() == 2
+    assert "nothing connects" not in caplog.text

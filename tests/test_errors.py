@@ -34,6 +34,7 @@ TABLE = {
     ("Disconnected", 502, "disconnected", False),
     ("NatsDown", 503, "nats_down", True),
     ("Overloaded", 503, "overloaded", True),
+    ("ServiceAway", 503, "service_away", True),
     ("Stopping", 503, "stopping", False),
     ("TimeUp", 504, "timeout", False),
     ("UnknownVersion", 505, "unknown_version", False),

@@ -17,6 +17,7 @@ from natsweb import (
     Background,
     Bearer,
     Body,
+    Client,
     Depends,
     Header,
     HTTPError,
@@ -942,3 +943,19 @@ def test_tables_show_events(module):
     [row] = json.loads(run(cli, ["routes", str(module), "--json"]).output)
     assert (row["method"], row["subject"]) == ("EVENT", "orders.*.created")
     assert "0 routes, 1 event handlers, all compiled" in run(cli, ["check", str(module)]).output
+
+
+def test_a_plain_function_that_takes_what_has_to_be_awaited():
+    """It is refused where it is declared: its calls would never be made."""
+    svc = Service("plainly")
+
+    def publish(events: Publisher) -> None:
+        events.publish("a")
+
+    def call(api: Client) -> None:
+        api.get("/")
+
+    for function, kind in ((publish, "Publisher"), (call, "Client")):
+        with pytest.raises(DeclarationError, match=f"is a {kind}, which has to be awaited") as caught:
+            svc.get("/")(function)
+        assert caught.value.fix == f"write it as async def {function.__name__}(...)"

@@ -408,3 +408,9 @@ def test_prefers_with_several_lines():
     """Several Accept lines count as one list."""
     request = Request(headers=[("accept", "text/html;q=0.5"), ("accept", "application/json")])
     assert request.prefers(HTML, JSON) == JSON
+
+
+@pytest.mark.parametrize("message", [Response(body=b'{"a": 1}'), Request(raw_path="/", body=b'{"a": 1}')])
+def test_json_is_the_parsed_body(message):
+    """As in other libraries; pydantic's method of this name, long deprecated, dumps the model."""
+    assert message.json() == {"a": 1}

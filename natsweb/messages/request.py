@@ -328,6 +328,10 @@ class Request(BaseModel):
         """Return the body as parsed JSON; raises `ValueError` if it is none."""
         return json.loads(self.body)
 
+    def json(self, **options: Any) -> Any:
+        """Return the body as parsed JSON: see `parse_json`."""
+        return self.parse_json()
+
     def prefers(self, *media_types: str) -> str | None:
         """Return which of `media_types` the caller likes best by its `Accept`, None if it takes none of them.
 

@@ -110,6 +110,10 @@ class Response(BaseModel):
         """Return the body as parsed JSON; raises `ValueError` if it is none."""
         return json.loads(self.body)
 
+    def json(self, **options: Any) -> Any:
+        """Return the body as parsed JSON: see `parse_json`."""
+        return self.parse_json()
+
 
 class NotExecuted(Response):
     """A response that says, between natsweb's own parts, that no handler has run for the request."""

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from typing import Any
 
-from natsweb.errors import HTTPError, Mistake, StartError
+from natsweb.errors import HTTPError, Mistake, ServiceAway, StartError
 from natsweb.exchange import FORWARDED_METHODS, address, check_method, check_size
 from natsweb.gateway.http import send_response
 from natsweb.gateway.scopes import Receive, Scope, Send, fields_of, has_body, length_of, path_below_mount
@@ -135,7 +135,7 @@ class PlainDoor:
             raise StartError(
                 f"{service.name} publishes events, and plain HTTP has no NATS to publish them on",
                 where=publishing,
-                fix="serve it with natsweb run, or let a lifespan call svc.publisher.connect(bus)",
+                fix="serve it with natsweb run, or let a lifespan attach a connection (docs/plain.md)",
             )
         if service.events:
             logger.warning("%s hears no events: plain HTTP has no NATS (%s)", service.name, service.events[0].place)
@@ -149,9 +149,7 @@ class PlainDoor:
                 self._starting = asyncio.ensure_future(self._start())
             if await asyncio.shield(self._starting):
                 return
-        raise HTTPError(
-            503, "the service is not running; its log says why", reason="service_away", headers={"retry-after": "1"}
-        )
+        raise ServiceAway("the service is not running; its log says why")
 
     async def _start(self) -> bool:
         try:
