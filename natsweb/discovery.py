@@ -36,7 +36,7 @@ from natsweb.micro import (
     parse_info,
     verb_subjects,
 )
-from natsweb.subjects import REPLY_PREFIXES, overlap
+from natsweb.subjects import REPLY_PREFIXES, overlap, tokens_below
 from natsweb.wire import is_no_responders
 
 __all__ = ["Answered", "Described", "Directory", "Overlap", "Presence", "ask_all", "collect", "overlaps", "survey"]
@@ -401,8 +401,13 @@ class Directory:
             logger.error("more than %d instances; %s %s is not taken in", _MAX_INSTANCES, info.name, info.id)
             return
         if self.catalogue.put(info, state, self._loop.time()):
-            logger.info("%s %s (%s) is %s", info.name, info.version, info.id, state)
+            level = logging.INFO if self._concerns(info) else logging.DEBUG
+            logger.log(level, "%s %s (%s) is %s", info.name, info.version, info.id, state)
             self._on_change()
+
+    def _concerns(self, info: Info) -> bool:
+        """Tell whether an instance has anything below the root."""
+        return any(tokens_below(self.catalogue.root, one.subject) is not None for one in info.endpoints)
 
     # ── asking ──
 
@@ -452,7 +457,8 @@ class Directory:
 
     def _drop(self, info: Info) -> None:
         if self.catalogue.drop(info.id, self._loop.time()):
-            logger.warning("%s %s (%s) is gone", info.name, info.version, info.id)
+            level = logging.WARNING if self._concerns(info) else logging.DEBUG
+            logger.log(level, "%s %s (%s) is gone", info.name, info.version, info.id)
             self._on_change()
 
     def look_again(self) -> None:

@@ -123,6 +123,10 @@ class Headers:
         wanted = name.lower().encode("latin-1", "replace")
         return [value.decode("latin-1") for found, value in self.fields if found == wanted]
 
+    def items(self) -> list[tuple[str, str]]:
+        """Return the (lower-case name, value) pairs, in order; `dict` of them keeps the last of each name."""
+        return list(self)
+
     def __getitem__(self, name: str) -> str:
         value = self.get(name)
         if value is None:

@@ -124,7 +124,8 @@ def _check_path(path: str) -> None:
             raise BadPath("it does not begin with /")
         path_tokens(path.rstrip("/") or "/")
     except BadPath as error:
-        raise SettingsError(f"{path!r} is no path: {error.detail}", fix="write it as /admin") from None
+        better = "/admin" if path[:1] in ("", "/") else f"/{path}"
+        raise SettingsError(f"{path!r} is no path: {error.detail}", fix=f"write it as {better}") from None
 
 
 def _cookie(name: str) -> bytes:
@@ -134,7 +135,10 @@ def _cookie(name: str) -> bytes:
 
 
 def _name(name: str) -> bytes:
-    return _line(name, "")[0]
+    try:
+        return encode_line(name.strip().encode("latin-1"), b"").partition(b":")[0]
+    except ValueError:
+        raise SettingsError(f"{name!r} is no name of a header", fix="write it as X-Tenant") from None
 
 
 def _line(name: str, value: str) -> tuple[bytes, bytes]:

@@ -90,6 +90,7 @@ class Worker:
         self._timeout = timeout
         self._reply_prefixes = tuple([prefix.encode() for prefix in reply_prefixes])
         self._paths: dict[bytes, list[str]] = {}  # tokens by subject, of the last few
+        self._said: set[str] = set()
         self._waiting: set[Job] = set()
         self._streaming: set[Job] = set()
         self._backlog: deque[Job] = deque()
@@ -178,7 +179,8 @@ class Worker:
             if self.wire is None:
                 call = decode_request(tokens, header, payload)
             elif header is not None and b"\r\nNw-" in header:
-                return  # of a gateway of ours, which means another service
+                self._say_once("a request in natsweb's format has come, and is left to others: --wire says nats-proxy")
+                return
             else:
                 call = self.wire.decode_request(tokens, payload)
         except HTTPError as error:
@@ -199,6 +201,11 @@ class Worker:
             self._queue(job)
         else:
             self._start(job)
+
+    def _say_once(self, words: str) -> None:
+        if words not in self._said:
+            self._said.add(words)
+            logger.warning("%s: %s", self._app.name, words)
 
     def _start(self, job: Job) -> None:
         call = job.call

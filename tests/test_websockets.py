@@ -662,8 +662,8 @@ async def after_accept(ws: WebSocket[Wide]) -> None:
         ('{"n": 600}', 1011, "", True),
         ('{"n": 503}', 1011, "", False),
         ('{"n": 403}', 1008, "Forbidden", False),
-        ('{"n": "x"}', 1007, "Unprocessable Content", False),
-        ("no JSON", 1007, "Unprocessable Content", False),
+        ('{"n": "x"}', 1007, "message.n: Input should be a valid integer, unable to parse string as an integer", False),
+        ("no JSON", 1007, "message: Invalid JSON: expected ident at line 1 column 2", False),
     ],
 )
 async def test_how_a_handler_ends(open_house, svc, logged, said, code, reason, log):

@@ -8,11 +8,13 @@ import asyncio
 import contextlib
 import gc
 import logging
+import math
 import os
 import platform
 import signal
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Annotated, Any, TypeVar
 
@@ -116,11 +118,18 @@ def connection_name(name: str) -> str:
     return f"natsweb/{name}@{platform.node()}#{os.getpid()}"
 
 
+_ECHO = 0.2  # seconds
+
+
 class Stop:
-    """Waits for the signal to stop; a second one ends the process at once."""
+    """Waits for the signal to stop; a second one ends the process at once.
+
+    What comes close behind the first is no second one: some wrappers (coreutils' `timeout`) deliver a signal twice.
+    """
 
     def __init__(self) -> None:
         self._asked = asyncio.Event()
+        self._asked_at = -math.inf
         self._children: set[int] = set()
 
     def __repr__(self) -> str:
@@ -143,11 +152,15 @@ class Stop:
 
     def ask(self, number: int = signal.SIGTERM) -> None:
         """Ask for a clean stop; asked twice, exit with 128 + the signal's number now."""
+        now = time.monotonic()
+        if self._asked.is_set() and now - self._asked_at < _ECHO:
+            return
         if self._asked.is_set():
             for pid in self._children:
                 with contextlib.suppress(OSError):
                     os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
             _exit_now(128 + number)
+        self._asked_at = now
         self._asked.set()
 
     async def wait(self) -> None:

@@ -182,19 +182,21 @@ def _pick(module: ModuleType, target: Target, mount: str | None, name: str | Non
         for part in target.name.split("."):
             found = getattr(found, part, None)
         if found is None:
-            known = [name for name, value in vars(module).items() if isinstance(value, Service)]
+            known = _candidates(module)
             raise AppError(
                 f"{target.module} has no {target.name!r}",
                 where=str(getattr(module, "__file__", "")),
-                fix=f"did you mean {target.module}:{known[0]}?" if known else "name a natsweb.Service in it",
+                fix=f"did you mean {target.module}:{known[0]}?"
+                if known
+                else "name a service or ASGI application in it",
             )
         return _check(found, target, mount, name)
     services = {name: value for name, value in vars(module).items() if isinstance(value, Service)}
     for one in _NAMES:
         if one in services:
-            return services[one]
+            return _check(services[one], target, mount, name)
     if len(services) == 1:
-        return next(iter(services.values()))
+        return _check(next(iter(services.values())), target, mount, name)
     if not services and (app := next((one for one in map(vars(module).get, _NAMES) if _is_asgi(one)), None)):
         return _check(app, target, mount, name)
     if services:
@@ -202,11 +204,19 @@ def _pick(module: ModuleType, target: Target, mount: str | None, name: str | Non
             f"{target.module} has several services: {', '.join(services)}",
             fix=f"name one, such as {target.module}:{next(iter(services))}",
         )
+    known = _candidates(module)
     raise AppError(
         f"{target.module} has no natsweb.Service",
         where=str(getattr(module, "__file__", "")),
-        fix='make one: svc = Service("name")',
+        fix=f"did you mean {target.module}:{known[0]}?" if known else 'make one: svc = Service("name")',
     )
+
+
+def _candidates(module: ModuleType) -> list[str]:
+    """Return the names of what could be served: services, else objects that look like ASGI applications."""
+    public = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    services = [name for name, value in public.items() if isinstance(value, Service)]
+    return services or [name for name, value in public.items() if not inspect.isroutine(value) and _is_asgi(value)]
 
 
 def _check(found: Any, target: Target, mount: str | None, name: str | None) -> Service:

@@ -12,7 +12,16 @@ from typing import Annotated, Any
 import typer
 
 from natsweb.cli.console import printable
-from natsweb.cli.lifecycle import ContextOption, JsonOption, NatsOption, Stop, connected, run_until_done
+from natsweb.cli.lifecycle import (
+    ContextOption,
+    JsonOption,
+    NatsOption,
+    Stop,
+    WireOption,
+    connected,
+    origin_wire,
+    run_until_done,
+)
 from natsweb.errors import HTTPError, phrase
 
 __all__ = ["command"]
@@ -30,6 +39,7 @@ def command(
     ] = 0,
     nats: NatsOption = None,
     context: ContextOption = None,
+    wire: WireOption = "natsweb",
     as_json: JsonOption = False,
 ) -> None:
     """Show requests as they pass, as HTTP; Authorization, Cookie and their like are hidden.
@@ -40,14 +50,14 @@ def command(
     from natsweb.subjects import check_root
 
     check_root(root)
-    raise typer.Exit(run_until_done(lambda: _sniff(root, replies, count, nats, context, as_json)))
+    tap = _Tap(root, count, replies, as_json, origin_wire(wire))
+    raise typer.Exit(run_until_done(lambda: _sniff(tap, root, replies, nats, context)))
 
 
-async def _sniff(root: str, replies: bool, count: int, nats: str | None, context: str | None, as_json: bool) -> int:
+async def _sniff(tap: "_Tap", root: str, replies: bool, nats: str | None, context: str | None) -> int:
     stop = Stop()
     stop.install()
     async with connected(nats, context, "sniff") as bus:
-        tap = _Tap(root, count, replies, as_json)
         for pattern in (root, f"{root}.>"):
             await bus.subscribe(pattern, tap.request)
         if replies:
@@ -65,8 +75,9 @@ async def _sniff(root: str, replies: bool, count: int, nats: str | None, context
 class _Tap:
     """Prints what passes; `done` is set after `count` requests, with their answers."""
 
-    def __init__(self, root: str, count: int, replies: bool, as_json: bool) -> None:
+    def __init__(self, root: str, count: int, replies: bool, as_json: bool, wire: Any) -> None:
         self._root = root
+        self._wire = wire
         self._replies = replies
         self._count = count
         self._as_json = as_json
@@ -76,15 +87,14 @@ class _Tap:
 
     def request(self, message: Any) -> None:
         """Print a request."""
-        from natsweb.subjects import subject_tokens, to_path
-        from natsweb.wire import decode_request
+        from natsweb.subjects import to_path
 
         if self._count and self._seen >= self._count:
             return
         self._seen += 1
         number = self._seen
         try:
-            call = decode_request(subject_tokens(self._root, message.subject), message.header, message.payload)
+            call = self._decoded(message)
         except HTTPError as error:
             self._say({"request": number, "subject": message.subject, "malformed": error.detail}, [])
         else:
@@ -104,6 +114,14 @@ class _Tap:
             )
         self._end_if_done()
 
+    def _decoded(self, message: Any) -> Any:
+        from natsweb.subjects import subject_tokens
+        from natsweb.wire import decode_request
+
+        if self._wire is not None:
+            return self._wire.decode_request(self._wire.tokens(self._root, message.subject), message.payload)
+        return decode_request(subject_tokens(self._root, message.subject), message.header, message.payload)
+
     def _end_if_done(self) -> None:
         """End when enough has been seen, with the answers if they are wanted."""
         if self._count and self._seen >= self._count and not (self._replies and self._waiting):
@@ -111,35 +129,53 @@ class _Tap:
 
     def reply(self, message: Any) -> None:
         """Print the answer to a request that was seen."""
-        from natsweb.wire import decode_response
+        from natsweb.headers import Headers
+        from natsweb.wire import decode_reply
 
-        found = self._waiting.pop(message.subject, None)
+        found = self._waiting.get(message.subject)
         if found is None:
             return
         number, method, since = found
+        interim = self._interim(message)
+        if interim in (100, 102):
+            return  # it is being worked on, or takes more of the body: the answer is still to come
+        del self._waiting[message.subject]
         asyncio.get_running_loop().call_soon(self._end_if_done)
         ms = (time.perf_counter() - since) * 1000
         try:
-            response = decode_response(message.header, message.payload, method=method)
+            decode = decode_reply if self._wire is None else self._wire.decode_reply
+            status, lines, body = decode(message.header, message.payload, method) if not interim else (101, b"", b"")
         except HTTPError as error:
             self._say({"reply": number, "ms": round(ms, 2), "malformed": error.detail}, [])
             return
-        headers = _shown(response.headers)
+        headers = _shown(Headers.from_block(lines))
         self._say(
             {
                 "reply": number,
                 "ms": round(ms, 2),
-                "status": response.status,
+                "status": status,
                 "headers": headers,
-                "body": _text(response.body),
+                "body": _text(body),
             },
             [
                 f"#{number} after {ms:.2f} ms",
-                f"HTTP/1.1 {response.status} {phrase(response.status)}",
+                f"HTTP/1.1 {status} {phrase(status)}",
                 *[f"{name}: {value}" for name, value in headers],
-                *_body(response.body),
+                *_body(body),
             ],
         )
+
+    def _interim(self, message: Any) -> int:
+        """Return the status of a message that is no answer to HTTP, 0 for any other."""
+        from natsweb.wire import decode_control
+
+        if self._wire is not None or message.header is None:
+            return 0
+        try:
+            status = decode_control(message.header).status
+        except HTTPError:
+            return 0
+        return status if status in (100, 101, 102) else 0
 
     def _say(self, facts: dict[str, Any], lines: list[str]) -> None:
         if self._as_json:
@@ -155,6 +191,8 @@ def _shown(headers: Any) -> list[tuple[str, str]]:
 
 
 def _text(body: bytes) -> str:
+    if any(byte < 32 and byte not in b"\t\n\r\x1b" for byte in body[:_MAX_BODY]):
+        return f"({len(body)} bytes)"  # no text: perhaps a format that holds what is hidden above
     shown = body[:_MAX_BODY].decode("utf-8", "replace")
     return shown if len(body) <= _MAX_BODY else f"{shown}... ({len(body)} bytes)"
 
