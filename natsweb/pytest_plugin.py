@@ -41,13 +41,14 @@ def natsweb_client() -> Iterator[Callable[..., Any]]:
 def serve_natsweb(nats_server: str) -> Iterator[Callable[..., str]]:
     """A function that serves services, and a gateway on a free port, and gives its URL; they end with the test.
 
-    `url = serve_natsweb(svc)`; `root` is where they are served, other options are those of `Gateway`.
+    `url = serve_natsweb(svc, overrides={get_db: fake_db})`; `root` is where they are served, other options are those
+    of `Gateway`.
     """
     running = importlib.import_module("natsweb.testing.running")
     with contextlib.ExitStack() as stack:
 
-        def start(*services: Any, root: str | None = None, **options: Any) -> str:
-            url: str = stack.enter_context(running.gateway_of(services, nats_server, root, **options))
+        def start(*services: Any, **options: Any) -> str:
+            url: str = stack.enter_context(running.gateway_of(services, nats_server, **options))
             return url
 
         yield start

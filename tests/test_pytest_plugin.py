@@ -5,9 +5,18 @@ import sys
 from pathlib import Path
 
 APP = """
-from natsweb import Service
+from typing import Annotated
+
+from natsweb import Depends, Service
 
 svc = Service("shop")
+
+def get_prices():
+    raise RuntimeError("no database in tests")
+
+@svc.get("/price/<id>")
+async def price(id: int, prices: Annotated[dict, Depends(get_prices)]) -> int:
+    return prices[id]
 
 @svc.get("/orders/<id>")
 async def show(id: int) -> int:
@@ -25,7 +34,7 @@ import asyncio
 import urllib.request
 
 import pytest
-from app import svc
+from app import get_prices, svc
 
 from natsweb import Client
 from natsweb.testing import TestClient
@@ -54,6 +63,14 @@ def test_http_below_another_root(serve_natsweb):
     url = serve_natsweb(svc, root="api.other", timeout=3.0)
     with urllib.request.urlopen(f"{url}/orders/10") as response:
         assert response.read() == b"10"
+
+
+def test_http_with_overrides(serve_natsweb):
+    url = serve_natsweb(svc, overrides={get_prices: lambda: {7: 3}}, docs=True)
+    with urllib.request.urlopen(f"{url}/price/7") as response:
+        assert response.read() == b"3"
+    with urllib.request.urlopen(f"{url}/openapi.json") as response:
+        assert b"/price/{id}" in response.read()
 
 
 def test_async_code(nats_server):
@@ -89,8 +106,8 @@ def test_the_fixtures(tmp_path: Path):
     """All of them, in plain tests; what they have started ends with its test."""
     done = run(tmp_path, "-rP")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "5 passed" in done.stdout
-    assert done.stdout.count("started") == done.stdout.count("stopped") == 5
+    assert "6 passed" in done.stdout
+    assert done.stdout.count("started") == done.stdout.count("stopped") == 6
 
 
 def test_the_fixtures_have_words(tmp_path: Path):

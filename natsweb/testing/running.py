@@ -13,6 +13,7 @@ from natsweb.gateway import Gateway
 from natsweb.service import Service
 from natsweb.serving import serve
 from natsweb.settings import Nats
+from natsweb.testing.stage import Overrides, override_all
 from natsweb.testing.sync import Portal
 
 __all__ = ["gateway_of", "private_server"]
@@ -31,16 +32,25 @@ def private_server() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def gateway_of(services: Sequence[Service[Any]], nats: str, root: str | None, **options: Any) -> Iterator[str]:
+def gateway_of(
+    services: Sequence[Service[Any]],
+    nats: str,
+    *,
+    root: str | None = None,
+    overrides: Overrides | None = None,
+    **options: Any,
+) -> Iterator[str]:
     """Serve `services` and a gateway for them over the server `nats`, and give the gateway's URL.
 
-    `options` are those of `Gateway`. Raises what serving raises.
+    `overrides` are those of `TestClient`, `options` those of `Gateway`. Raises what serving raises, and
+    `DeclarationError` for an override of nothing.
     """
     root = root or services[0].root
     stack = contextlib.AsyncExitStack()
 
     async def start() -> str:
         async with contextlib.AsyncExitStack() as starting:
+            override_all(starting, services, overrides or {})
             for service in services:
                 await starting.enter_async_context(serve(service, nats=nats, root=root, grace=1.0))
             gateway = Gateway(root, nats=Nats(urls=(nats,)), **options)

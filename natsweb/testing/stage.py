@@ -26,7 +26,7 @@ from natsweb.settings import Nats
 from natsweb.sockets import SocketType, WebSocket, socket_type
 from natsweb.transport import NatsTransport
 
-__all__ = ["CLIENT", "Overrides", "Stage", "StageTransport", "merged"]
+__all__ = ["CLIENT", "Overrides", "Stage", "StageTransport", "merged", "override_all"]
 
 #: Dependency or security scheme -> what stands in for it.
 Overrides = Mapping[Any, Callable[..., Any]]
@@ -78,8 +78,7 @@ class Stage:
     async def start(self) -> None:
         """Serve the services; raises what `serve` raises, and `DeclarationError` for an override of nothing."""
         async with contextlib.AsyncExitStack() as stack:
-            for dependency, replacement in self._overrides.items():
-                self._override(stack, dependency, replacement)
+            override_all(stack, self.services, self._overrides)
             if self._bus is not None:
                 stack.push_async_callback(self._bus.close)
             await self.transport.start()
@@ -89,19 +88,6 @@ class Stage:
                 await stack.enter_async_context(served)
                 self._served.append(served)
             self._stack = stack.pop_all()
-
-    def _override(self, stack: contextlib.AsyncExitStack, dependency: Any, replacement: Callable[..., Any]) -> None:
-        """Override a dependency in all services that have it."""
-        refused: DeclarationError | None = None
-        found = False
-        for service in self.services:
-            try:
-                stack.enter_context(service.override(dependency, replacement))
-                found = True
-            except DeclarationError as error:
-                refused = error
-        if refused is not None and not found:
-            raise refused
 
     async def stop(self) -> None:
         """End all, in the reverse order."""
@@ -135,6 +121,24 @@ class Stage:
             handshake.opened.flight.close()
         finally:
             handshake.close()
+
+
+def override_all(stack: contextlib.AsyncExitStack, services: Sequence[Service[Any]], given: Overrides) -> None:
+    """Override dependencies until `stack` ends, each in all services that have it.
+
+    Raises `DeclarationError` for one that none of them has.
+    """
+    for dependency, replacement in given.items():
+        refused: DeclarationError | None = None
+        found = False
+        for service in services:
+            try:
+                stack.enter_context(service.override(dependency, replacement))
+                found = True
+            except DeclarationError as error:
+                refused = error
+        if refused is not None and not found:
+            raise refused
 
 
 def merged(clients: httpx2.Headers, own: HeaderSource) -> Headers:
