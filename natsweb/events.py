@@ -94,7 +94,7 @@ def parse_subject(subject: str, where: str) -> Template:
             parts.append(Literal(token))
         else:
             raise DeclarationError(
-                f"{token!r} cannot be a part of the subject {subject!r}",
+                f"{token!r} cannot be a part of the subject {subject!r}{_why_not(token)}",
                 where=where,
                 fix="write words joined by '.', <id> for one of them, and <path:rest> for the rest at the end",
             )
@@ -107,6 +107,19 @@ def parse_subject(subject: str, where: str) -> Template:
             fix='write it as "orders.<id>.created"',
         )
     return template
+
+
+def _why_not(token: str) -> str:
+    """Return what is wrong with a part of a subject, if it is a mistake that people make."""
+    if not token:
+        return ": it is empty"
+    if any(character.isspace() for character in token):
+        return ": a subject has no blanks"
+    if "/" in token and _NOT_LITERAL(token):
+        return ": a subject is words joined by '.', not a path"
+    if "*" in token or token == ">":
+        return ": a wildcard is a capture here, so that it has a name"
+    return ""
 
 
 def check_subject(template: Template, root: str, where: str) -> None:
