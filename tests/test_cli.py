@@ -136,14 +136,20 @@ async def test_version(natsweb: Run) -> None:
     [
         (["run", "--bogus"], {}, 2, ["No such option"]),
         (["run"], {}, 2, ["no app is named", "looked for NATSWEB_APP", "fix: "]),
-        (["run", "nope"], {}, 1, ["no module 'nope'", "fix: "]),
-        (["run", "nope.py"], {}, 1, ["no file nope.py"]),
-        (["run", "hello:nope"], {}, 1, ["hello has no 'nope'", "did you mean hello:svc?"]),
-        (["run", "hello:Service"], {}, 1, ["neither a natsweb.Service"]),
+        (["run", "nope"], {}, 2, ["no module 'nope'", "fix: "]),
+        (["run", "nope.py"], {}, 2, ["no file nope.py"]),
+        (["run", "hello:nope"], {}, 2, ["hello has no 'nope'", "did you mean hello:svc?"]),
+        (["run", "hello:Service"], {}, 2, ["neither a natsweb.Service"]),
         (["run", "broken"], {}, 1, ["ZeroDivisionError", "broken.py", "could not be imported"]),
         (["run", "wrong"], {}, 1, ["route <id> has no parameter", "wrong.py:4", "did you mean <order_id>?"]),
         (["run", "two"], {}, 2, ["several services: a, b", "two:a"]),
         (["run", "two:a", "two:b"], {}, 2, ["two of these services are called 'same'"]),
+        (["run", "settings"], {}, 1, ["cannot be a root", "fix: "]),
+        (["dev", "two"], {}, 2, ["several services: a, b", "two:a"]),
+        (["dev", "hello:nope"], {}, 2, ["hello has no 'nope'"]),
+        (["dev", "nope.py"], {}, 2, ["no file nope.py"]),
+        (["dev", "nothing"], {}, 2, ["nothing has no natsweb.Service"]),
+        (["dev", "hello", "two:a"], {}, 2, ["runs one service, not 2", "NATS_URL=", "natsweb run two:a"]),
         (["routes", "empty"], {}, 1, ["'empty' has no routes", "empty.py", "fix: "]),
         (
             ["gateway", "--nats", "http://u:s3cret@127.0.0.1:1"],
@@ -169,6 +175,8 @@ async def test_errors_say_what_where_and_what_to_do(
         "a = Service('same')\nb = Service('same')\na.get('/x')(x)\nb.get('/x')(x)\n"
     )
     (tmp_path / "empty.py").write_text("from natsweb import Service\nsvc = Service('empty')\n")
+    (tmp_path / "nothing.py").write_text("x = 1\n")
+    (tmp_path / "settings.py").write_text("from natsweb import Service\nsvc = Service('settings', root='>')\n")
     (tmp_path / "wrong.py").write_text(
         "from natsweb import Service\nsvc = Service('wrong')\n\n@svc.get('/o/<id>')\ndef show(order_id: int): ...\n"
     )
@@ -372,6 +380,10 @@ async def test_dev(natsweb: Run, tmp_path: Path) -> None:
     assert (await get(f"{url}/hello/world")).text == "goodbye world"
     await dev.says("serving again")
 
+    dev.output = ""
+    app.write_text("from natsweb import Service\na, b = Service('a'), Service('b')")
+    await dev.says("several services: a, b")
+    await dev.says("did not start; waiting for a change")
     dev.output = ""
     app.write_text("this is no Python")
     await dev.says("did not start; waiting for a change")

@@ -30,7 +30,7 @@ from natsweb.cli.lifecycle import (
 )
 from natsweb.cli.routes import print_routes
 from natsweb.cli.supervisor import Child, watch
-from natsweb.errors import StartError
+from natsweb.errors import SettingsError, StartError
 
 __all__ = ["command"]
 
@@ -43,8 +43,9 @@ _DOCS = ("/docs", "/openapi.json", "/<path:")
 
 
 def command(
-    app: Annotated[
-        str | None, typer.Argument(metavar="[APP:SVC]", help="The service, as module:name or file; found if left out.")
+    apps: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[APP:SVC]", help="The service, as module:name or file; found if left out."),
     ] = None,
     root: Annotated[
         str | None, typer.Option("--root", envvar="NATSWEB_ROOT", help="Subject that stands for '/'.")
@@ -67,10 +68,16 @@ def command(
     verbose: VerboseOption = False,
 ) -> None:
     """Run a service, a gateway and a private nats-server in one terminal, with reload."""
-    from natsweb.cli.loading import find_target
+    from natsweb.cli.loading import UsageError, find_target
 
+    if apps and apps[1:]:
+        raise UsageError(
+            f"natsweb dev runs one service, not {len(apps)}",
+            fix="start the others in another terminal, at the NATS address that natsweb dev shows: "
+            f"NATS_URL=nats://127.0.0.1:{_DEFAULT_PORT} natsweb run {' '.join(apps[1:])}",
+        )
     set_up_logging(verbose)
-    target = find_target(app, Path(app_dir))
+    target = find_target(apps[0] if apps else None, Path(app_dir))
     if reload:
         _need_watchfiles()
     arguments = [
@@ -137,10 +144,16 @@ def _environment(settings: Any) -> dict[str, str]:
 
 
 async def _first_start(child: Child, folders: list[Path]) -> list[dict[str, Any]]:
-    """Start the service; while it fails, wait for a change and try again. Raises `StartError` if none can come."""
+    """Start the service; while it fails, wait for a change and try again.
+
+    What the command line has wrong no change mends: then the command ends, as `natsweb run` has. Raises `StartError` if
+    no change can come.
+    """
     announced = await child.start()
     if announced is not None:
         return announced
+    if (code := await child.ended()) == SettingsError.exit_code:
+        raise typer.Exit(code)
     if not folders:
         raise StartError("the service did not start", fix="see the error above")
     served: asyncio.Future[list[dict[str, Any]]] = asyncio.get_running_loop().create_future()

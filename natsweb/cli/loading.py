@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import typer
 
-from natsweb.errors import Mistake
+from natsweb.errors import Mistake, SettingsError
 from natsweb.service import Service
 
 __all__ = ["Target", "find_target", "load_services"]
@@ -28,11 +28,11 @@ _NAMES = ("svc", "app", "service")
 
 
 class AppError(Mistake):
-    """The app could not be found or imported (exit code 1)."""
+    """The app could not be imported, or it declares something wrong (exit code 1)."""
 
 
 class UsageError(Mistake):
-    """The command was told too little, or two things at once (exit code 2)."""
+    """The command names no app, or one that is not there, or two things at once (exit code 2)."""
 
     exit_code = 2
 
@@ -84,7 +84,7 @@ def _parse(text: str, app_dir: Path, found_by: str) -> Target:
     file = app_dir / place
     if place.endswith(".py") or os.sep in place:
         if not file.is_file():
-            raise AppError(
+            raise UsageError(
                 f"there is no file {place}",
                 where=f"looked in {app_dir.resolve()}",
                 fix="name it from here, or --app-dir",
@@ -120,7 +120,7 @@ def load_object(target: Target) -> Any:
     for part in (target.name or "").split("."):
         found = getattr(found, part, None)
     if found is None or found is module:
-        raise AppError(
+        raise UsageError(
             f"{target.module} has no {target.name or 'name given'!r}",
             where=str(getattr(module, "__file__", "")),
             fix=f"name it as {target.module}:name",
@@ -134,11 +134,13 @@ def _import(target: Target) -> ModuleType:
             sys.path.insert(0, str(folder.resolve()))
     try:
         return importlib.import_module(target.module)
+    except SettingsError as error:  # the app's own, not the command line's
+        raise AppError(error.what, where=error.where, fix=error.fix) from None
     except Mistake:
         raise
     except ModuleNotFoundError as error:
         if error.name and (target.module == error.name or target.module.startswith(f"{error.name}.")):
-            raise AppError(
+            raise UsageError(
                 f"there is no module {error.name!r}",
                 where=f"looked in {target.folder.resolve()} and on sys.path",
                 fix="name it as module:name from the folder that holds it, or give --app-dir",
@@ -183,7 +185,7 @@ def _pick(module: ModuleType, target: Target, mount: str | None, name: str | Non
             found = getattr(found, part, None)
         if found is None:
             known = _candidates(module)
-            raise AppError(
+            raise UsageError(
                 f"{target.module} has no {target.name!r}",
                 where=str(getattr(module, "__file__", "")),
                 fix=f"did you mean {target.module}:{known[0]}?"
@@ -205,7 +207,7 @@ def _pick(module: ModuleType, target: Target, mount: str | None, name: str | Non
             fix=f"name one, such as {target.module}:{next(iter(services))}",
         )
     known = _candidates(module)
-    raise AppError(
+    raise UsageError(
         f"{target.module} has no natsweb.Service",
         where=str(getattr(module, "__file__", "")),
         fix=f"did you mean {target.module}:{known[0]}?" if known else 'make one: svc = Service("name")',
@@ -228,7 +230,7 @@ def _check(found: Any, target: Target, mount: str | None, name: str | None) -> S
             )
         return found
     if not _is_asgi(found):
-        raise AppError(
+        raise UsageError(
             f"{target} is a {type(found).__module__}.{type(found).__qualname__}, "
             "neither a natsweb.Service nor an ASGI application",
             fix='make one: svc = Service("name"); a WSGI application goes through a2wsgi.WSGIMiddleware',
