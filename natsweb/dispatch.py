@@ -321,6 +321,7 @@ class Dispatcher:
             if call.method == EVENT:  # nobody may be there to hear of it
                 place = "middleware" if route is None else route.place
                 logger.warning("%s failed (%s): %s", _words(call, route), place, _reasons(error))
+                self.on_failure(error)
             with contextlib.suppress(Exception):
                 return problem(error, executed=executed)
         self._log(error, call, route)

@@ -5,7 +5,7 @@ what handlers send with, on the worker's own connection. Knows subjects and valu
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -166,12 +166,14 @@ class Publisher:
     `tracestate`, `baggage` and `x-request-id` on.
     """
 
-    __slots__ = ("_name", "_outlet", "_passed_on")
+    __slots__ = ("_name", "_outlet", "_passed_on", "on_publish")
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._outlet: Outlet | None = None
         self._passed_on = Headers()
+        #: Hears of all that is on its way: subject, body and fields. For tests.
+        self.on_publish: Callable[[str, bytes, Headers], None] | None = None
 
     def __repr__(self) -> str:
         return f"<Publisher of {self._name}: {'connected' if self.is_connected else 'not connected'}>"
@@ -191,6 +193,7 @@ class Publisher:
         own._outlet = self._outlet
         fields = [(name, value) for name, value in call.headers if name in _PASSED_ON]
         own._passed_on = Headers(fields)
+        own.on_publish = self.on_publish
         return own
 
     async def publish(self, subject: str, message: Any = None, *, headers: HeaderSource = ()) -> None:
@@ -216,6 +219,8 @@ class Publisher:
         if kind is not None and "content-type" not in fields:
             fields = fields + kind
         outlet.publish(subject.encode().decode("latin-1"), payload, header=encode_event(fields))
+        if self.on_publish is not None:
+            self.on_publish(subject, payload, fields)
         if outlet.is_congested:
             await outlet.relieved()
 

@@ -172,7 +172,10 @@ class Service(Router, Generic[S]):
 
     @property
     def on_failure(self) -> Callable[[BaseException], None]:
-        """What gets all that handlers and mounted applications raise and is no answer: it is logged in any case."""
+        """What gets all that handlers and mounted applications raise and is no answer: it is logged in any case.
+
+        What handles an event answers nobody: so that is all that it raises.
+        """
         return self._dispatcher.on_failure
 
     @on_failure.setter

@@ -15,6 +15,7 @@ from natsweb.member import Member
 from natsweb.natsbus import connect
 from natsweb.service import Service
 from natsweb.settings import Nats, find_nats
+from natsweb.subscriber import Subscriber
 
 __all__ = ["serve"]
 
@@ -64,6 +65,11 @@ class serve:  # it reads as what it does
 
     def __repr__(self) -> str:
         return f"<serve {self.service.name}: {'serving' if self._member else 'not started'}>"
+
+    @property
+    def events(self) -> Subscriber | None:
+        """What runs the event handlers, while it serves: for test clients."""
+        return None if self._member is None else self._member.worker.events
 
     async def __aenter__(self) -> Self:
         await self.start()

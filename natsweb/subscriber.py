@@ -72,6 +72,7 @@ class Subscriber:
         self._idle = asyncio.Event()
         self._idle.set()
         self._dropped = 0
+        self._seen = 0
         self._said_at = -math.inf
         app.publisher.connect(bus)
 
@@ -107,6 +108,15 @@ class Subscriber:
             return False
         return True
 
+    @property
+    def seen(self) -> int:
+        """How many events have come, for each handler that they were for."""
+        return self._seen
+
+    async def finished(self) -> None:
+        """Wait until every event that has come is handled."""
+        await self._idle.wait()
+
     # ── one event ──
 
     def _receive(self, routes: Sequence[tuple[str, Route]], message: Message) -> None:
@@ -122,6 +132,7 @@ class Subscriber:
             logger.warning("%s %s was dropped: %s", EVENT, message.subject, error.detail)
 
     def _take(self, event: "_Event") -> None:
+        self._seen += 1
         if len(self._running) < self._concurrency:
             self._run(event)
         elif len(self._waiting) < _BACKLOG and self._waiting_bytes <= _BACKLOG_BYTES:

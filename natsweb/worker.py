@@ -106,9 +106,9 @@ class Worker:
         self._tasks = Tasks(self._run, "natsweb request")
         self._loop = asyncio.get_running_loop()
         self._idle: asyncio.Event | None = None
-        self._events: Subscriber | None = None
+        self.events: Subscriber | None = None  # what runs its event handlers
         if isinstance(app, Listens):
-            self._events = Subscriber(bus, app, root=self._root, concurrency=concurrency, reply_prefixes=reply_prefixes)
+            self.events = Subscriber(bus, app, root=self._root, concurrency=concurrency, reply_prefixes=reply_prefixes)
 
     def __repr__(self) -> str:
         state = "live" if self._subscriptions else "stopped"
@@ -116,8 +116,8 @@ class Worker:
 
     async def start(self) -> None:
         """Subscribe; when this returns, the server sends requests here."""
-        if self._events is not None:
-            await self._events.start()
+        if self.events is not None:
+            await self.events.start()
         for pattern in self._app.patterns(self._root):
             self._subscriptions.append(await self.bus.subscribe_parts(pattern, self._receive, queue=self._app.queue))
         await self.bus.flush()
@@ -131,10 +131,10 @@ class Worker:
         for subscription in self._subscriptions:
             subscription.stop()
         self._subscriptions.clear()
-        if self._events is not None:
-            self._events.stop()
+        if self.events is not None:
+            self.events.stop()
         await self._round_trip()
-        events = None if self._events is None else asyncio.create_task(self._events.finish(grace))
+        events = None if self.events is None else asyncio.create_task(self.events.finish(grace))
         self._stopping = True
         for job in [*self._waiting, *self._streaming]:
             self._end_stream(job)

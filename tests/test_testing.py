@@ -11,10 +11,12 @@ from starlette.applications import Starlette
 
 from natsweb import (
     Auth,
+    Background,
     Bearer,
     Client,
     Depends,
     HTTPError,
+    Publisher,
     Request,
     Response,
     Service,
@@ -329,7 +331,99 @@ async def test_a_websocket_has_the_headers_of_its_client():
                 pass
 
 
+# ── events ──
+
+
+@pytest.fixture
+def mailers() -> tuple[Service, Service]:
+    """Give two services that hear of each other's events, three deep."""
+    shop, mailer = Service("shop"), Service("mailer")
+
+    @shop.lifespan
+    async def life() -> AsyncIterator[None]:
+        await shop.publisher.publish("shop.opened")
+        yield
+
+    @shop.post("/orders")
+    async def create(order: Order, events: Publisher) -> None:
+        await events.publish(f"orders.{order.id}.created", order)
+
+    @mailer.on("orders.<id>.created")
+    async def thank(id: int, order: Order, events: Publisher) -> None:
+        await asyncio.sleep(0)
+        if order.item == "bug":
+            raise LookupError("a bug")
+        await events.publish(f"mails.{id}.sent", "thanks")
+
+    @shop.on("mails.<id>.sent")
+    async def note(id: int, events: Publisher, background: Background) -> None:
+        async def later() -> None:
+            await asyncio.sleep(0.01)
+            await events.publish(f"notes.{id}")
+
+        background.add(later)
+
+    return shop, mailer
+
+
+async def test_an_event_is_handled_when_publish_returns(mailers: tuple[Service, Service], nats: str | None):
+    """With those that its handlers publish, also in the background; all of them can be seen."""
+    async with TestClient(*mailers, nats=nats) as api:
+        assert [one.subject for one in api.published] == ["shop.opened"]
+        for count in range(1, 4):
+            api.published.clear()
+            await api.publish(f"orders.{count}.created", Order(id=count), headers={"x-request-id": "r1"})
+            sent, noted = api.published
+            assert (sent.subject, sent.text, sent.headers["x-request-id"]) == (f"mails.{count}.sent", "thanks", "r1")
+            assert (noted.subject, noted.body) == (f"notes.{count}", b"")
+        await api.publish("nobody.listens")
+        assert api.failures == []
+
+
+async def test_events_of_a_request(mailers: tuple[Service, Service], nats: str | None):
+    """They have been published when its answer is here, and are handled after `wait_for_events`."""
+    async with TestClient(*mailers, nats=nats) as api:
+        api.published.clear()
+        await api.post("/orders", json={"id": 7})
+        assert api.published[0].subject == "orders.7.created"
+        assert api.published[0].json() == {"id": 7, "item": "tea"}
+        await api.wait_for_events()
+        assert [one.subject for one in api.published] == ["orders.7.created", "mails.7.sent", "notes.7"]
+
+
+async def test_failures_of_events(mailers: tuple[Service, Service], nats: str | None):
+    """They stand in `failures`, those that would be a 4xx as well, or come out of `publish`."""
+    async with TestClient(*mailers, nats=nats) as api:
+        await api.publish("orders.7.created", Order(id=7, item="bug"))
+        await api.publish("orders.7.created", {"id": "x"})
+        bug, refused = api.failures
+        assert str(bug) == "a bug"
+        assert isinstance(refused, HTTPError)
+        assert refused.status == 422
+    async with TestClient(*mailers, nats=nats, raise_server_exceptions=True) as api:
+        with pytest.raises(LookupError, match="a bug"):
+            await api.publish("orders.7.created", Order(id=7, item="bug"))
+    assert mailers[0].publisher.on_publish is None
+
+
+async def test_events_before_the_start(mailers: tuple[Service, Service]):
+    """There is nothing yet to publish on."""
+    with pytest.raises(StartError, match="before its start"):
+        await TestClient(*mailers).publish("orders.7.created")
+
+
 # ── plain ──
+
+
+def test_plain_events(mailers: tuple[Service, Service], nats: str | None):
+    """The same from a thread without an event loop."""
+    with SyncTestClient(*mailers, nats=nats) as api:
+        api.published.clear()
+        api.publish("orders.7.created", Order(id=7))
+        api.post("/orders", json={"id": 8})
+        api.wait_for_events()
+        subjects = [one.subject for one in api.published]
+        assert subjects == ["mails.7.sent", "notes.7", "orders.8.created", "mails.8.sent", "notes.8"]
 
 
 @pytest.fixture

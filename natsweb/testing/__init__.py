@@ -8,6 +8,7 @@ comes back the same way. Without `nats=` the bus is in memory.
 """
 
 from natsweb.testing.client import TestClient
+from natsweb.testing.stage import Published
 from natsweb.testing.sync import SyncTestClient
 
-__all__ = ["SyncTestClient", "TestClient"]
+__all__ = ["Published", "SyncTestClient", "TestClient"]

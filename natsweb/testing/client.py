@@ -14,7 +14,7 @@ from natsweb.headers import HeaderSource
 from natsweb.service import Service
 from natsweb.settings import Nats
 from natsweb.sockets import WebSocket
-from natsweb.testing.stage import Overrides, Stage, merged
+from natsweb.testing.stage import Overrides, Published, Stage, merged
 
 __all__ = ["TestClient"]
 
@@ -51,8 +51,25 @@ class TestClient(httpx2.AsyncClient):
 
     @property
     def failures(self) -> list[BaseException]:
-        """What handlers have raised that is no answer, the oldest first."""
+        """What handlers have raised that is no answer, of events also an `HTTPError`; the oldest first."""
         return self._stage.failures
+
+    @property
+    def published(self) -> list[Published]:
+        """The events that the services have published, the oldest first."""
+        return self._stage.published
+
+    async def publish(self, subject: str, message: Any = None, *, headers: HeaderSource = ()) -> None:
+        """Publish an event, and return when all its handlers have finished: see `Publisher.publish`.
+
+        The events that these handlers publish are waited for as well. What a handler has raised stands in `failures`;
+        with `raise_server_exceptions` it is raised here.
+        """
+        await self._stage.publish(subject, message, headers)
+
+    async def wait_for_events(self) -> None:
+        """Return when the services have handled all events that have been published: by a request, for example."""
+        await self._stage.wait_for_events()
 
     async def __aenter__(self) -> Self:
         await self._stage.start()

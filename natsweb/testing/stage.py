@@ -5,14 +5,17 @@ What both test clients stand on. Knows services and buses; it knows no HTTP clie
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import httpx2
+from pydantic_core import from_json
 
 from natsweb.annotations import Place
 from natsweb.bus import Bus, MemoryBus
 from natsweb.calls import Caller
 from natsweb.errors import BadReply, DeclarationError, HTTPError, NatsUnreachable, SettingsError, StartError
+from natsweb.events import Publisher
 from natsweb.flights import Incoming
 from natsweb.gateway.websocket import Handshake
 from natsweb.headers import Headers, HeaderSource
@@ -26,7 +29,7 @@ from natsweb.settings import Nats
 from natsweb.sockets import SocketType, WebSocket, socket_type
 from natsweb.transport import NatsTransport
 
-__all__ = ["CLIENT", "Overrides", "Stage", "StageTransport", "merged", "override_all"]
+__all__ = ["CLIENT", "Overrides", "Published", "Stage", "StageTransport", "merged", "override_all"]
 
 #: Dependency or security scheme -> what stands in for it.
 Overrides = Mapping[Any, Callable[..., Any]]
@@ -35,6 +38,24 @@ Overrides = Mapping[Any, Callable[..., Any]]
 CLIENT = "127.0.0.1:50000"
 
 _ANY_MESSAGE = cast(SocketType, socket_type(WebSocket, "ws", Place("", "", "")))
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """An event that a service has published."""
+
+    subject: str
+    body: bytes
+    headers: Headers
+
+    @property
+    def text(self) -> str:
+        """The body as text."""
+        return self.body.decode()
+
+    def json(self) -> Any:
+        """Return what the body is as JSON; raises `ValueError` if it is none."""
+        return from_json(self.body)
 
 
 class Stage:
@@ -60,6 +81,8 @@ class Stage:
         self._overrides = overrides or {}
         self._served: list[serve] = []
         self._stack = contextlib.AsyncExitStack()
+        self._publisher = Publisher("of a test")
+        self.published: list[Published] = []
         self.transport = StageTransport(self.root, nats, bus=self._bus, take_failure=self.take_failure)
 
     def __repr__(self) -> str:
@@ -83,11 +106,38 @@ class Stage:
                 stack.push_async_callback(self._bus.close)
             await self.transport.start()
             stack.push_async_callback(self.transport.aclose)
+            self._publisher.connect(self.transport.caller.exchange.bus)
             for service in self.services:
+                stack.callback(setattr, service.publisher, "on_publish", service.publisher.on_publish)
+                service.publisher.on_publish = self._take_published
                 served = serve(service, nats=self._nats, bus=self._bus, root=self.root, grace=1.0)
                 await stack.enter_async_context(served)
                 self._served.append(served)
             self._stack = stack.pop_all()
+
+    def _take_published(self, subject: str, body: bytes, headers: Headers) -> None:
+        self.published.append(Published(subject, body, headers))
+
+    async def publish(self, subject: str, message: Any, headers: HeaderSource) -> None:
+        """Publish an event, and wait until it is handled: see `TestClient.publish`."""
+        bus = self.transport.caller.exchange.bus
+        await self._publisher.publish(subject, message, headers=headers)
+        await bus.flush()
+        await self.wait_for_events()
+        if self.transport.raises and (failure := self.take_failure()) is not None:
+            raise failure
+
+    async def wait_for_events(self) -> None:
+        """Wait until every event is handled: see `TestClient.wait_for_events`."""
+        subscribers = [one.events for one in self._served if one.events is not None]
+        before = -1
+        while before != (seen := sum(one.seen for one in subscribers)):
+            before = seen
+            for one in subscribers:
+                await one.finished()
+            # What they have published comes to the server with the first round trip, and to all others with the second.
+            for one in [*subscribers, *subscribers]:
+                await one.bus.flush()
 
     async def stop(self) -> None:
         """End all, in the reverse order."""

@@ -17,7 +17,7 @@ from natsweb.headers import HeaderSource
 from natsweb.service import Service
 from natsweb.settings import Nats
 from natsweb.sockets import WebSocket
-from natsweb.testing.stage import Overrides, Stage, StageTransport, merged
+from natsweb.testing.stage import Overrides, Published, Stage, StageTransport, merged
 
 __all__ = ["Portal", "SyncTestClient", "SyncWebSocket"]
 
@@ -91,8 +91,21 @@ class SyncTestClient(httpx2.Client):
 
     @property
     def failures(self) -> list[BaseException]:
-        """What handlers have raised that is no answer, the oldest first."""
+        """What handlers have raised that is no answer, of events also an `HTTPError`; the oldest first."""
         return self._stage.failures
+
+    @property
+    def published(self) -> list[Published]:
+        """The events that the services have published, the oldest first."""
+        return self._stage.published
+
+    def publish(self, subject: str, message: Any = None, *, headers: HeaderSource = ()) -> None:
+        """Publish an event, and return when all its handlers have finished: see `TestClient.publish`."""
+        self._portal.run(self._stage.publish(subject, message, headers))
+
+    def wait_for_events(self) -> None:
+        """Return when the services have handled all events that have been published."""
+        self._portal.run(self._stage.wait_for_events())
 
     def __enter__(self) -> Self:
         self._portal.__enter__()
