@@ -1,6 +1,5 @@
 """`natsweb doctor`: whether this machine, its packages and its NATS server are fit for natsweb."""
 
-import importlib.metadata
 import importlib.util
 import json
 import platform
@@ -62,6 +61,8 @@ def command(
 
 def _facts() -> dict[str, str]:
     """Return what is here."""
+    import importlib.metadata  # slow
+
     facts = {"python": f"{platform.python_version()} on {platform.system()}"}
     for package in ("natsweb", *_PACKAGES):
         try:
