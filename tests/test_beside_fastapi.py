@@ -92,7 +92,7 @@ async def ask_one(client: httpx2.AsyncClient, ask: Ask, log: list[str]) -> Answe
         content=ask.body or None,
         extensions={"target": ask.target.encode()},
     )
-    if ask.watched:
+    if ask.watched or "connect" in log:
         async with asyncio.timeout(10):
             while "disconnect" not in log:
                 await asyncio.sleep(0.002)
