@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# Many tests wait for processes, so that more of them than cores are well at once.
+JOBS ?= 4
 
 .PHONY: dev test check cover oldest lint types docs bench chaos fuzz clean
 
@@ -9,7 +11,7 @@ dev: $(VENV)/ready  ## run the orders example: a private nats-server, a gateway,
 	$(BIN)/natsweb dev examples/orders/app.py
 
 test: $(VENV)/ready  ## run the tests
-	$(BIN)/python -m pytest -n auto $(PYTEST)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST)
 
 check: lint types test  ## what CI runs: lint, types, tests
 
