@@ -34,8 +34,6 @@ Fields = list[tuple[bytes, bytes]]
 #: Where a connection comes from: a URL, settings, or a client of nats-py's.
 Source: TypeAlias = str | Nats | Connection | None
 
-#: What a call made for a request carries of its headers.
-_PASSED_ON = (b"x-request-id", b"traceparent", b"tracestate", b"baggage")
 _DAY = 86_400.0
 _LIMITS = Limits(pending=100_000)
 
@@ -300,5 +298,4 @@ def _passed_on(fields: Fields) -> Fields:
     if request is None:
         return fields
     said = {name.lower() for name, _ in fields}
-    more = [(name, value) for name, value in request.headers.fields if name in _PASSED_ON and name not in said]
-    return [*fields, *more] if more else fields
+    return [*fields, *[field for field in current.passed_on(request) if field[0] not in said]]

@@ -9,9 +9,12 @@ from typing import TypeAlias
 
 from natsweb.messages import Call, Request
 
-__all__ = ["Limited", "current_request", "leave", "take_up", "want"]
+__all__ = ["Limited", "current_request", "leave", "passed_on", "take_up", "want"]
 
 Before: TypeAlias = "Token[Call | Request | None]"
+
+#: Fields of a request that go on with what is sent on its behalf: its id, W3C trace context and baggage.
+_PASSED_ON = (b"x-request-id", b"traceparent", b"tracestate", b"baggage")
 
 _under_way: ContextVar[Call | Request | None] = ContextVar("natsweb_request", default=None)
 
@@ -48,3 +51,8 @@ def leave(before: Before) -> None:
 def current_request() -> Call | Request | None:
     """Return the request that this task is about, None outside of handlers."""
     return _under_way.get()
+
+
+def passed_on(request: Call | Request) -> list[tuple[bytes, bytes]]:
+    """Return the header fields of a request that go on with what is sent on its behalf."""
+    return [field for field in request.headers.fields if field[0] in _PASSED_ON]

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 from typing_extensions import TypedDict
 
+from natsweb.current import passed_on
 from natsweb.errors import DeclarationError, StartError
 from natsweb.headers import Headers, HeaderSource
 from natsweb.messages import Call, Request
@@ -22,9 +23,6 @@ from natsweb.subjects import REPLY_PREFIXES, REST, overlap
 from natsweb.wire import encode_event
 
 __all__ = ["EventOptions", "Listening", "Outlet", "Publisher", "check_subject", "parse_subject"]
-
-#: Fields of a request that go on with what is published while it is handled: W3C trace context, and its id.
-_PASSED_ON = ("traceparent", "tracestate", "baggage", "x-request-id")
 
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 _CAPTURE = re.compile(rf"<({_NAME})>").fullmatch
@@ -191,8 +189,7 @@ class Publisher:
         """Return a publisher for what is published while a request is handled."""
         own = Publisher(self._name)
         own._outlet = self._outlet
-        fields = [(name, value) for name, value in call.headers if name in _PASSED_ON]
-        own._passed_on = Headers(fields)
+        own._passed_on = Headers([(name.decode(), value.decode("latin-1")) for name, value in passed_on(call)])
         own.on_publish = self.on_publish
         return own
 
