@@ -16,7 +16,7 @@ from natsweb.bus import Bus
 from natsweb.discovery import Directory
 from natsweb.errors import Disconnected, HTTPError, NatsDown, NatsRefused, Overloaded, Stopping, TimeUp
 from natsweb.exchange import Exchange
-from natsweb.flights import Flight, Incoming, Opened, Outcome
+from natsweb.flights import Incoming, Opened, Outcome
 from natsweb.headers import Headers
 from natsweb.messages import Pieces, Response, StreamingResponse
 from natsweb.natsbus import Connection, adopt, connect
@@ -135,7 +135,7 @@ class Caller:
         try:
             exchange.admit()
             if isinstance(body, bytes) and len(body) <= exchange.max_body - len(incoming.fields):
-                outcome = await _fly(exchange, incoming, body)
+                outcome = await exchange.fly(incoming, body)
             else:
                 size = len(body) if isinstance(body, bytes) else length
                 outcome, sending = await _fly_with(exchange, incoming, _Sending(body), size)
@@ -163,16 +163,6 @@ async def _connect(nats: Source, name: str) -> Bus:
     if nats is None or isinstance(nats, str):
         return await connect(find_nats(url=nats), name=name)
     return await adopt(nats)
-
-
-async def _fly(exchange: Exchange, incoming: Incoming, body: bytes) -> Outcome:
-    landed: asyncio.Future[Outcome] = exchange.loop.create_future()
-    flight: Flight = exchange.launch(incoming, body, landed.set_result)
-    try:
-        return await landed
-    except BaseException:
-        flight.drop()
-        raise
 
 
 async def _fly_with(

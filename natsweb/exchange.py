@@ -291,21 +291,25 @@ class Exchange:
         if self._held:
             self._held.discard(flight)
 
+    async def fly(self, incoming: Incoming, body: bytes) -> Outcome:
+        """Send a request, and return what becomes of it; raises what `launch` raises. Cancelling drops the request."""
+        landed: asyncio.Future[Outcome] = self.loop.create_future()
+        flight = self.launch(incoming, body, landed.set_result)
+        try:
+            return await landed
+        except BaseException:
+            flight.drop()
+            raise
+
     async def forward(self, incoming: Incoming, body: bytes) -> Response:
         """Return the response to a request, which may stream; every failure before that is a response as well.
 
         Cancelling drops the request, and so does closing the pieces of a stream before their end.
         """
-        landed: asyncio.Future[Outcome] = self.loop.create_future()
         try:
-            flight = self.launch(incoming, body, landed.set_result)
+            outcome = await self.fly(incoming, body)
         except HTTPError as error:
             return problem(error)
-        try:
-            outcome = await landed
-        except BaseException:
-            flight.drop()
-            raise
         if isinstance(outcome, Opened):
             return streamed(outcome)
         return self.to_response(outcome, incoming.method)

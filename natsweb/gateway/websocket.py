@@ -37,19 +37,13 @@ class Handshake:
     async def ask(self, exchange: Exchange, incoming: Incoming) -> Response:
         """Ask the service; an answer that opens the socket is 204 here. Raises what goes wrong on the way."""
         exchange.admit()
-        landed: asyncio.Future[Any] = exchange.loop.create_future()
-        flight = exchange.launch(incoming, b"", landed.set_result)
-        try:
-            outcome = await landed
-        except BaseException:
-            flight.drop()
-            raise
+        outcome = await exchange.fly(incoming, b"")
         if isinstance(outcome, HTTPError):
             raise outcome
         if not isinstance(outcome, Opened):
             return exchange.to_response(outcome, "GET")
         if outcome.status != 101:
-            flight.drop()
+            outcome.flight.drop()
             raise BadReply("the service answers a WebSocket with a stream")
         self.opened = outcome
         return Response.trusted(204, Headers(), b"")
