@@ -12,15 +12,15 @@ from collections.abc import AsyncIterator
 from typing import TypeAlias
 
 from natsweb import current
+from natsweb.arriving import streamed
 from natsweb.bus import Bus
 from natsweb.discovery import Directory
 from natsweb.errors import Disconnected, HTTPError, NatsDown, NatsRefused, Overloaded, Stopping, TimeUp
 from natsweb.exchange import Exchange
 from natsweb.flights import Incoming, Opened, Outcome
 from natsweb.headers import Headers
-from natsweb.messages import Pieces, Response, StreamingResponse
+from natsweb.messages import Pieces, Response
 from natsweb.natsbus import Connection, adopt, connect
-from natsweb.pipes import Reader
 from natsweb.settings import Limits, Nats, find_nats
 from natsweb.subjects import REPLY_PREFIXES, check_root
 from natsweb.uploads import Upload, first_part, launch
@@ -142,8 +142,7 @@ class Caller:
         except HTTPError as error:
             raise _in_own_words(error) from error.__cause__
         if isinstance(outcome, Opened):
-            pieces = Pieces(_Arriving(outcome, sending))
-            return StreamingResponse(pieces, status=outcome.status, headers=Headers.from_block(outcome.lines))
+            return streamed(outcome, sending)
         if isinstance(outcome, HTTPError):
             raise _in_own_words(outcome)
         status, lines, payload = exchange.decode_reply(*outcome, incoming.method)
@@ -228,34 +227,6 @@ class _Sending(Upload):
 
 async def _once(body: bytes) -> AsyncIterator[bytes]:
     yield body
-
-
-class _Arriving(AsyncIterator[bytes]):
-    """The bytes of an answer as they come; closing it early has the handler cancelled, in the other process."""
-
-    def __init__(self, opened: Opened, sending: "asyncio.Future[None] | None") -> None:
-        self._opened = opened
-        self._sending = sending
-
-    async def __anext__(self) -> bytes:
-        reader = self._opened.stream.sink
-        assert isinstance(reader, Reader)
-        try:
-            chunk = await reader.read()
-        except BaseException:
-            await self.aclose()
-            raise
-        if not chunk:
-            self._opened.flight.close()
-            await self.aclose()
-            raise StopAsyncIteration
-        return chunk
-
-    async def aclose(self) -> None:
-        """Let go of it."""
-        self._opened.flight.drop()
-        if self._sending is not None:
-            self._sending.cancel()
 
 
 async def read_whole(pieces: Pieces, limit: int) -> bytes | None:

@@ -8,9 +8,10 @@ import asyncio
 import functools
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
+from natsweb.arriving import streamed
 from natsweb.bus import Bus, Reply
 from natsweb.catalogue import Owner
 from natsweb.errors import (
@@ -27,8 +28,7 @@ from natsweb.errors import (
 )
 from natsweb.flights import Budget, Done, Flight, Incoming, Opened, Outcome, nats_down
 from natsweb.headers import Headers
-from natsweb.messages import Pieces, Response, StreamingResponse
-from natsweb.pipes import Reader
+from natsweb.messages import Response
 from natsweb.proxy_wire import ProxyWire
 from natsweb.replies import problem
 from natsweb.routing import WEBSOCKET
@@ -38,7 +38,7 @@ from natsweb.streams import WINDOW
 from natsweb.subjects import REPLY_PREFIXES, check_root, to_subject
 from natsweb.wire import RequestHead, decode_reply, encode_fields, is_method, request_head
 
-__all__ = ["FORWARDED_METHODS", "Exchange", "address", "bytes_of", "check_method", "check_size", "streamed"]
+__all__ = ["FORWARDED_METHODS", "Exchange", "address", "check_method", "check_size"]
 
 logger = logging.getLogger("natsweb.gateway")
 
@@ -446,23 +446,6 @@ def check_size(lines: bytes, count: int, limits: Limits) -> None:
         raise HeadersTooLarge(f"the request's headers have more than {limits.header_bytes} bytes")
     if count > limits.header_count:
         raise HeadersTooLarge(f"the request has more than {limits.header_count} headers")
-
-
-def streamed(opened: Opened) -> Response:
-    """Return an answer that streams as a response."""
-    return StreamingResponse(Pieces(bytes_of(opened)), status=opened.status, headers=Headers.from_block(opened.lines))
-
-
-async def bytes_of(opened: Opened) -> AsyncIterator[bytes]:
-    """Give the bytes of an answer that streams; raises why it is cut off. Closing it early drops the request."""
-    reader = opened.stream.sink
-    assert isinstance(reader, Reader)
-    try:
-        async for chunk in reader.chunks():
-            yield chunk
-        opened.flight.close()
-    finally:
-        opened.flight.drop()
 
 
 def address(host: str, port: int) -> str:

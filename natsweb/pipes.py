@@ -7,7 +7,7 @@ that was given. Knows the bus and the wire; it knows no HTTP.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
 from natsweb.beats import Peer
@@ -284,11 +284,6 @@ class Reader:
         chunk = self._chunks.popleft()
         self._stream.used(len(chunk))
         return chunk
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """Give all that comes."""
-        while chunk := await self.read():
-            yield chunk
 
     def drain_into(self, sink: Sink) -> None:
         """Hand what waits here to another sink, which takes all that follows."""

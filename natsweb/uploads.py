@@ -9,10 +9,10 @@ import sys
 from collections.abc import AsyncGenerator
 from typing import Any
 
+from natsweb.arriving import streamed
 from natsweb.errors import Disconnected, HTTPError, TooLarge
-from natsweb.exchange import Exchange, streamed
+from natsweb.exchange import Exchange
 from natsweb.flights import Flight, Incoming, Opened, Outcome
-from natsweb.lifetimes import close_after
 from natsweb.messages import Request, Response, Socket
 from natsweb.pipes import Stream
 from natsweb.replies import problem
@@ -228,10 +228,7 @@ async def forward(exchange: Exchange, request: Request, path: bytes) -> Response
     body = await first_part(exchange, incoming, upload, length)
     outcome, sending = await launch(exchange, incoming, body, upload)
     if isinstance(outcome, Opened):
-        response = streamed(outcome)
-        assert response.pieces is not None
-        close_after(response.pieces, _Listening(sending))
-        return response
+        return streamed(outcome, sending)
     sending.cancel()
     if isinstance(outcome, HTTPError):
         raise outcome
@@ -240,13 +237,3 @@ async def forward(exchange: Exchange, request: Request, path: bytes) -> Response
         if outcome is None
         else exchange.to_response(outcome, request.method)
     )
-
-
-class _Listening:
-    """What goes on listening to a client while an answer streams."""
-
-    def __init__(self, task: "asyncio.Future[None]") -> None:
-        self._task = task
-
-    async def close(self) -> None:
-        self._task.cancel()

@@ -24,6 +24,7 @@ FLOORS = [
     ["asgi", "security", "scopes", "files", "bus", "catalogue"],
     ["lifetimes", "recipes", "pipes"],
     ["dependencies", "feeds", "jobs", "flights"],
+    ["arriving"],
     ["routers", "lifespans", "exchange"],
     ["openapi", "routes", "mounts", "uploads"],
     ["dispatch"],

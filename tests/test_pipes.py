@@ -98,7 +98,10 @@ async def soon(awaitable):
 
 async def all_of(stream):
     """Return all bytes that come, in pieces as they came."""
-    return [chunk async for chunk in stream.sink.chunks()]
+    found = []
+    while chunk := await stream.sink.read():
+        found.append(chunk)
+    return found
 
 
 async def settled(*buses):

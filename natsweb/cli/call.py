@@ -145,6 +145,8 @@ async def _take(response: Any, as_json: bool) -> bool:
     except HTTPError as error:
         typer.echo(error.detail, err=True)
         return False
+    finally:
+        await response.pieces.close()
     if as_json:
         _print_json(response.model_copy(update={"body": b"".join(parts)}))
     return True

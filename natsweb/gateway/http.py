@@ -9,8 +9,9 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 
+from natsweb.arriving import Arriving
 from natsweb.errors import HTTPError
-from natsweb.exchange import Exchange, bytes_of
+from natsweb.exchange import Exchange
 from natsweb.flights import Opened
 from natsweb.gateway.scopes import Receive, Scope, Send, has_body, length_of, to_incoming
 from natsweb.headers import Headers
@@ -102,7 +103,7 @@ async def _send_stream(opened: Opened, method: str, sending: "asyncio.Future[Non
     said = headers.get("content-length")
     left = int(said) if said is not None and said.isdigit() else None
     try:
-        async for chunk in bytes_of(opened):
+        async for chunk in Arriving(opened):
             if left is not None:
                 left -= len(chunk)
                 if left < 0:
