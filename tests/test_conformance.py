@@ -45,6 +45,10 @@ from natsweb.member import Member
 from natsweb.natsbus import connect
 
 ORDERS = Path(__file__).parent.parent / "examples" / "orders" / "app.py"
+#: The gateway draws random numbers in its own thread, and Hypothesis, which sees only that some were drawn, blames the
+#: strategy.
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
+
 EXAMPLES = 8  # requests for each operation, valid ones and as many others
 
 #: pydantic takes `"5"` for a number, and true for 1: values of other types than the document's may be accepted.
