@@ -36,7 +36,7 @@ from natsweb.rules import Rules
 from natsweb.settings import Limits
 from natsweb.streams import WINDOW
 from natsweb.subjects import REPLY_PREFIXES, check_root, to_subject
-from natsweb.wire import RequestHead, decode_reply, encode_fields, is_method, request_head
+from natsweb.wire import decode_reply, encode_fields, is_method, request_head
 
 __all__ = ["FORWARDED_METHODS", "Exchange", "address", "check_method", "check_size"]
 
@@ -206,7 +206,7 @@ class Exchange:
             raise HTTPError(429, detail, reason="too_many_requests", headers={"retry-after": "1"})
         self._clients[host] += 1
 
-    def prepare(self, incoming: Incoming) -> RequestHead:
+    def prepare(self, incoming: Incoming) -> bytes:
         """Find out where a request goes, who is meant, and what it says there.
 
         Raises `NoService` for a path that nobody has claimed, where only those that somebody has are asked for.

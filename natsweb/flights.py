@@ -18,7 +18,7 @@ from natsweb.catalogue import Owner
 from natsweb.errors import BadReply, Disconnected, HTTPError, NatsDown, NoService, TimeUp
 from natsweb.pipes import Stream
 from natsweb.proxy_wire import ProxyWire
-from natsweb.wire import RequestHead, decode_control, decode_reply, may_retry
+from natsweb.wire import decode_control, decode_reply, may_retry, stamp
 
 __all__ = ["Budget", "Done", "Flight", "Incoming", "Opened", "Outcome", "Tower", "nats_down"]
 
@@ -67,7 +67,7 @@ class Tower(Protocol):
         """Whether the connection came back a moment ago."""
         ...
 
-    def prepare(self, incoming: "Incoming") -> RequestHead:
+    def prepare(self, incoming: "Incoming") -> bytes:
         """Find out where a request goes."""
         ...
 
@@ -142,7 +142,7 @@ class Incoming:
         self.more = more
         self.upgrade = upgrade
         self.subject = ""
-        self.head: RequestHead | None = None
+        self.head: bytes | None = None
         self.owner: Owner | None = None
         self.turn = 0
         self.limit: float | None = None
@@ -246,7 +246,7 @@ class Flight(Asked):
         header: bytes | None = None
         payload = self.body
         if exchange.wire is None:
-            header = head.encode(int(left * 1000), int(time.time() * 1000))
+            header = stamp(head, int(left * 1000), int(time.time() * 1000))
         else:
             payload = exchange.wire.encode_request(incoming.method, incoming.fields, payload)
         try:

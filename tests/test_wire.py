@@ -221,10 +221,10 @@ def test_encoded_request():
         scheme="https",
         service="orders",
     ) == block(
-        "Nw-Method: PUT",
-        "Nw-Query: a=1",
         "Nw-Timeout: 10000",
         "Nw-Sent: 5",
+        "Nw-Method: PUT",
+        "Nw-Query: a=1",
         "Nw-Service: orders",
         "Nw-Client: 1.2.3.4:5",
         "Nw-Scheme: https",
@@ -662,9 +662,10 @@ def test_both_ways_to_read_a_request(headers, window, more, upgrade, scheme, ser
 )
 def test_a_head_that_is_known_hides_nothing(number, where, behind):
     """What looks like a request that has come before is refused, or read, as it would be as the first."""
-    good = b"NATS/1.0\r\nNw-Method: GET\r\nNw-Timeout: 5\r\nNw-Sent: 17\r\nx-a: 1\r\n\r\n"
+    good = b"NATS/1.0\r\nNw-Timeout: 5\r\nNw-Sent: 17\r\nNw-Method: GET\r\nx-a: 1\r\n\r\n"
     for _ in range(3):
         assert decode_request([], good, b"").timeout == 0.005
+    assert requests._known_heads
     name, _, value = where.partition(b": ")
     bad = good.replace(where, name + b": " + (value + number if behind else number))
     told = []

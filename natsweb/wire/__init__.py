@@ -28,14 +28,13 @@ from natsweb.wire.replies import (
     is_no_responders,
     may_retry,
 )
-from natsweb.wire.requests import RequestHead, decode_request, encode_request, is_method, request_head
+from natsweb.wire.requests import decode_request, encode_request, is_method, request_head, stamp
 
 __all__ = [
     "CANCEL",
     "EVENT",
     "Control",
     "End",
-    "RequestHead",
     "decode_control",
     "decode_event",
     "decode_reply",
@@ -60,4 +59,5 @@ __all__ = [
     "is_opening",
     "may_retry",
     "request_head",
+    "stamp",
 ]

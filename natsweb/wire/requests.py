@@ -6,7 +6,6 @@ care. No bus, no sockets, no clocks.
 
 import re
 from functools import lru_cache
-from typing import NamedTuple
 
 from natsweb.errors import BadRequest, UnknownVersion
 from natsweb.headers import Headers
@@ -33,14 +32,14 @@ from natsweb.wire.fields import (
     split_block,
 )
 
-__all__ = ["RequestHead", "decode_request", "encode_request", "is_method", "request_head"]
+__all__ = ["decode_request", "encode_request", "is_method", "request_head", "stamp"]
 
 #: Matches a method as it may cross: a token (RFC 9110 section 9.1) in upper case.
 is_method = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Z]{1,32}").fullmatch
 _SCHEMES = {b"http": "http", b"https": "https", b"ws": "ws", b"wss": "wss"}
 _known_fields: dict[bytes, Headers] = {}
-# What stands around the two numbers of a block, and what a call gets of it: a client repeats its requests.
-_known_heads: dict[tuple[bytes, bytes], CallHead] = {}
+# What stands behind the two numbers of a block, and what a call gets of it: a client repeats its requests.
+_known_heads: dict[bytes, CallHead] = {}
 
 
 def _number(value: bytes | None, name: str) -> int | None:
@@ -51,26 +50,16 @@ def _number(value: bytes | None, name: str) -> int | None:
     return int(value)
 
 
-# The lines of a request that are the wire's own, in the order in which `encode_request` writes them.
+# The lines of a request that are the wire's own, in the order in which `request_head` and `stamp` write them.
+_TIMES = re.compile(rb"NATS/1\.0\r\nNw-Timeout: ([0-9]{1,15})\r\nNw-Sent: ([0-9]{1,15})\r\n").match
 _OUR_LINES = re.compile(
-    rb"NATS/1\.0\r\nNw-Method: ([!#$%&'*+\-.^_`|~0-9A-Z]{1,32})\r\n(?:Nw-Query: ([\x21-\x7e]+)\r\n)?"
-    rb"(?:Nw-Timeout: ([0-9]{1,15})\r\n)?(?:Nw-Sent: ([0-9]{1,15})\r\n)?(?:Nw-Service: ([\x21-\x7e]+)\r\n)?"
-    rb"(?:Nw-Client: ([\x21-\x7e]+)\r\n)?(?:Nw-Scheme: (https|ws|wss)\r\n)?"
+    rb"NATS/1\.0\r\n(?:Nw-Timeout: ([0-9]{1,15})\r\n)?(?:Nw-Sent: ([0-9]{1,15})\r\n)?"
+    rb"Nw-Method: ([!#$%&'*+\-.^_`|~0-9A-Z]{1,32})\r\n(?:Nw-Query: ([\x21-\x7e]+)\r\n)?"
+    rb"(?:Nw-Service: ([\x21-\x7e]+)\r\n)?(?:Nw-Client: ([\x21-\x7e]+)\r\n)?(?:Nw-Scheme: (https|ws|wss)\r\n)?"
     rb"(?:Nw-Accept: stream;window=([0-9]{1,9})\r\n)?(Nw-More: 1\r\n)?(Nw-Upgrade: websocket\r\n)?"
 ).match
 _WINDOW = re.compile(rb"(?i)stream(?:[ \t]*;[ \t]*window[ \t]*=[ \t]*([0-9]{1,9}))?").fullmatch
 _DEFAULT_WINDOW = 64 * 1024
-
-
-class RequestHead(NamedTuple):
-    """The header block of a request, less the two lines that change from one sending to the next."""
-
-    before: bytes
-    after: bytes
-
-    def encode(self, timeout_ms: int, sent_ms: int) -> bytes:
-        """Return the whole block."""
-        return b"%bNw-Timeout: %d\r\nNw-Sent: %d\r\n%b" % (self.before, timeout_ms, sent_ms, self.after)
 
 
 def request_head(
@@ -84,19 +73,22 @@ def request_head(
     window: int = 0,
     more: bool = False,
     upgrade: bool = False,
-) -> RequestHead:
-    """Return the head of a request; the payload is the body, the subject the path.
+) -> bytes:
+    """Return the header block of a request, less what `stamp` adds; the payload is the body, the subject the path.
 
     `fields` are field lines, taken as they are (see `encode_fields`). With a `window` the caller takes a streamed
     answer, of that many bytes before it says more; with `more` the body goes on in a stream. Raises `BadRequest` for
     a value that has CR, LF or NUL.
     """
-    before = _method_lines(method)
-    if query:
-        before += own_line(b"Nw-Query", query)
+    asked = own_line(b"Nw-Query", query) if query else b""
     named = b"" if service is None else _service_line(service)
-    asked = _stream_lines(window, more, upgrade)
-    return RequestHead(before, b"%b%b%b%b\r\n" % (named, _origin_lines(client, scheme), asked, fields))
+    origin, streams = _origin_lines(client, scheme), _stream_lines(window, more, upgrade)
+    return b"%b%b%b%b%b%b\r\n" % (_method_line(method), asked, named, origin, streams, fields)
+
+
+def stamp(head: bytes, timeout_ms: int, sent_ms: int) -> bytes:
+    """Return a whole header block: the version, the two lines that change from one sending to the next, and `head`."""
+    return b"NATS/1.0\r\nNw-Timeout: %d\r\nNw-Sent: %d\r\n%b" % (timeout_ms, sent_ms, head)
 
 
 def encode_request(
@@ -126,16 +118,16 @@ def encode_request(
         upgrade=upgrade,
     )
     return b"%b%b%b%b" % (
-        head.before,
+        START,
         b"" if timeout_ms is None else b"Nw-Timeout: %d\r\n" % timeout_ms,
         b"" if sent_ms is None else b"Nw-Sent: %d\r\n" % sent_ms,
-        head.after,
+        head,
     )
 
 
 @lru_cache(64)
-def _method_lines(method: str) -> bytes:
-    return START + own_line(b"Nw-Method", method.encode("ascii"))
+def _method_line(method: str) -> bytes:
+    return own_line(b"Nw-Method", method.encode("ascii"))
 
 
 @lru_cache(1024)
@@ -166,26 +158,24 @@ def decode_request(tokens: list[str], header: bytes | None, body: bytes) -> Call
     """
     if header is None:
         return Call("POST" if body else "GET", tokens, body=body)
-    at = header.find(b"\r\nNw-Timeout: ")
-    middle = header.find(b"\r\nNw-Sent: ", at)
-    end = header.find(END, middle + 11)
-    ms, sent = header[at + 14 : middle], header[middle + 11 : end]
-    around = header[:at], header[end:]
-    known = _known_heads.get(around)
-    if known is not None and ms.isdigit() and sent.isdigit() and len(ms) < 16 and len(sent) < 16:
-        return Call.repeated(known, tokens, body, int(ms) / 1000, int(sent))
+    times = _TIMES(header)
+    if times is not None:
+        head = header[times.end() :]
+        known = _known_heads.get(head)
+        if known is not None:
+            return Call.repeated(known, tokens, body, int(times[1]) / 1000, int(times[2]))
     if (found := _OUR_LINES(header)) is not None:
         headers = _known_fields.get(header[found.end() :])
         if headers is not None:  # what natsweb itself sends, with fields that have been looked at before
             call = _call_of(found, tokens, headers, body)
-            if not call.query and found[3] == ms and found[4] == sent and len(header) <= KNOWN_SIZE:
-                remember(_known_heads, around, call.head)
+            if times is not None and not call.query and len(head) <= KNOWN_SIZE:
+                remember(_known_heads, head, call.head)
             return call
     return _decode_request(tokens, header, body, None if found is None else found.end())
 
 
 def _call_of(found: re.Match[bytes], tokens: list[str], headers: Headers, body: bytes) -> Call:
-    method, query, ms, sent, service, client, scheme, window, more, upgrade = found.groups()
+    ms, sent, method, query, service, client, scheme, window, more, upgrade = found.groups()
     return Call(
         method.decode("ascii"),
         tokens,

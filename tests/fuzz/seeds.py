@@ -2,7 +2,7 @@
 
 __all__ = ["SEEDS"]
 
-_BLOCK = b"Nw-Method: POST\r\nNw-Query: a=b\r\nNw-Timeout: 1000\r\nNw-Sent: 1700000000000\r\nNw-Client: 1.2.3.4:5\r\n"
+_BLOCK = b"Nw-Timeout: 1000\r\nNw-Sent: 1700000000000\r\nNw-Method: POST\r\nNw-Query: a=b\r\nNw-Client: 1.2.3.4:5\r\n"
 _GET = b"GET /echo/x?a=b HTTP/1.1\r\nHost: x\r\nX-A: 1\r\n\r\n"
 _POST = b"POST /echo/x HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"
 _CHUNKED = b"POST /echo/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
