@@ -218,6 +218,7 @@ class Exchange:
             incoming.subject = to_subject(self.root, raw_path, limit=limit)
         else:
             incoming.subject = self.wire.subject(self.root, raw_path, limit)
+        incoming.to = incoming.subject.encode("latin-1")
         incoming.timeout = self.timeout
         if self._excluded or self._times:
             self._look_up(incoming)
@@ -284,7 +285,8 @@ class Exchange:
             if not self._clients[host]:
                 del self._clients[host]
         self._flights.discard(flight)
-        self._streams.discard(flight)
+        if self._streams:
+            self._streams.discard(flight)
         self._pending_bytes -= len(flight.body)
         if self._starting:
             self._starting.discard(flight)

@@ -114,6 +114,7 @@ class Incoming:
         "scheme",
         "subject",
         "timeout",
+        "to",
         "turn",
         "upgrade",
     )
@@ -142,6 +143,7 @@ class Incoming:
         self.more = more
         self.upgrade = upgrade
         self.subject = ""
+        self.to = b""
         self.head: bytes | None = None
         self.owner: Owner | None = None
         self.turn = 0
@@ -250,7 +252,7 @@ class Flight(Asked):
         else:
             payload = exchange.wire.encode_request(incoming.method, incoming.fields, payload)
         try:
-            exchange.bus.carry(self, incoming.subject, payload, header, left)
+            exchange.bus.carry(self, incoming.to, payload, header, left)
         except NatsDown:
             if self._lost is not None and exchange.loop.time() - self._lost_at < _RECONNECT:
                 self._attempt -= 1

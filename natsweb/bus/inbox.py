@@ -45,8 +45,8 @@ Post = Callable[[bytes, bytes, bytes | None, bytes], None]
 class Inbox:
     """The requests of one connection that wait for a reply, below one unguessable subject.
 
-    A token is `<counter>-<64 random bits>`: a service that has seen one can guess no other (WIRE.md, who may
-    be answered). Random bits are drawn in bulk from the system. `post` sends what the inbox itself has to say.
+    A token is 96 random bits, drawn in bulk from the system: a service that has seen one can guess no other
+    (WIRE.md, who may be answered), and none comes twice. `post` sends what the inbox itself has to say.
     """
 
     def __init__(self, post: Post, prefix: str = "_INBOX") -> None:
@@ -148,13 +148,11 @@ class Inbox:
 
 
 def _reply_subjects(start: bytes) -> Iterator[bytes]:
-    """Yield reply subjects without end: a counter makes each the only one, 64 random bits unguessable."""
-    counter = 0
+    """Yield reply subjects without end: 96 random bits make each the only one, and unguessable."""
     while True:
-        drawn = os.urandom(2048).hex().encode()
-        for at in range(0, len(drawn), 16):
-            counter += 1
-            yield b"%b%x-%b" % (start, counter, drawn[at : at + 16])
+        drawn = os.urandom(3072).hex().encode()
+        for at in range(0, len(drawn), 24):
+            yield start + drawn[at : at + 24]
 
 
 class Asking:
@@ -211,14 +209,14 @@ class Asking:
     ) -> Callable[[], None]:
         """Send a request: see `Bus.ask`."""
         asked = _Called(answer)
-        self.carry(asked, subject, payload, header, timeout)
+        self.carry(asked, subject.encode("latin-1"), payload, header, timeout)
         return lambda: self.drop(asked)
 
-    def carry(self, asked: Asked, subject: str, payload: bytes, header: bytes | None, timeout: float) -> None:
+    def carry(self, asked: Asked, subject: bytes, payload: bytes, header: bytes | None, timeout: float) -> None:
         """Send a request: see `Bus.carry`."""
         reply = self._inbox.open(asked, timeout)
         try:
-            self.publish(subject, payload, header=header, reply=reply.decode("latin-1"))
+            self.post(subject, payload, header, reply)
         except HTTPError:
             self._inbox.drop(asked)
             raise

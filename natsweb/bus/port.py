@@ -112,8 +112,11 @@ class Bus(Protocol):
         """Return an unguessable subject where answers of many may go; it is to be subscribed to."""
         ...
 
-    def carry(self, asked: Asked, subject: str, payload: bytes, header: bytes | None, timeout: float) -> None:
-        """Send a request as `ask` does, for one who has an object for it anyway; its `settle` is called once, later."""
+    def carry(self, asked: Asked, subject: bytes, payload: bytes, header: bytes | None, timeout: float) -> None:
+        """Send a request as `ask` does, for one who has bytes, and an object for it anyway.
+
+        Its `settle` is called once, later.
+        """
 
     def drop(self, asked: Asked) -> None:
         """Forget a request that `carry` has sent, if it is still under way: a later reply goes nowhere."""

@@ -12,8 +12,8 @@ from nats.aio import transport
 from nats.aio.client import Client
 from nats.protocol.parser import Parser
 
-from natsweb.bus import Asked, ReceiveParts, Subscription
-from natsweb.errors import HTTPError, NatsDown, Overloaded
+from natsweb.bus import ReceiveParts, Subscription
+from natsweb.errors import NatsDown, Overloaded
 from natsweb.natsbus.client import RawClient
 from natsweb.natsbus.link import LinkSubscription, NatsBus, check_message, to_message
 from natsweb.settings import Nats
@@ -42,6 +42,7 @@ def _check_seams() -> bool:
 
 
 _SEAMS = _check_seams()
+_CONNECTED = Client.CONNECTED
 
 
 class FastBus(NatsBus):
@@ -58,40 +59,15 @@ class FastBus(NatsBus):
 
     def publish(self, subject: str, payload: bytes, *, header: bytes | None = None, reply: str = "") -> None:
         """Send a message: see `Bus.publish`. Also raises `Overloaded` when too much waits to be sent."""
-        self._send(subject.encode("latin-1"), reply.encode("latin-1"), header, payload)
-
-    def carry(self, asked: Asked, subject: str, payload: bytes, header: bytes | None, timeout: float) -> None:
-        """Send a request: see `Bus.carry`."""
-        reply = self._inbox.open(asked, timeout)
-        try:
-            self._send(subject.encode("latin-1"), reply, header, payload)
-        except HTTPError:
-            self._inbox.drop(asked)
-            raise
+        self.post(subject.encode("latin-1"), payload, header, reply.encode("latin-1"))
 
     def post(self, subject: bytes, payload: bytes, header: bytes | None = None, reply: bytes = b"") -> None:
-        """Send a message: see `Bus.post`."""
-        self._send(subject, reply, header, payload)
+        """Send a message: see `Bus.post`. Also raises `Overloaded` when too much waits to be sent.
 
-    @property
-    def is_congested(self) -> bool:
-        """Whether more waits to be sent than the socket takes at once: see `Bus.is_congested`."""
-        return self._out_bytes > _HIGH_WATER
-
-    async def relieved(self) -> None:
-        """Wait until the socket has taken what waits: see `Bus.relieved`."""
-        while self._out_bytes > _HIGH_WATER and self.is_connected:
-            self._relief = self._relief or self._loop.create_future()
-            await asyncio.wait([self._relief])
-
-    def _relieve(self) -> None:
-        relief, self._relief = self._relief, None
-        if relief is not None and not relief.done():
-            relief.set_result(None)
-
-    def _send(self, subject: bytes, reply: bytes, header: bytes | None, payload: bytes) -> None:
+        Flat, since every message goes through here (tests/benchmarks).
+        """
         client = self._client
-        if not self._up or client._status != Client.CONNECTED:
+        if not self._up or client._status != _CONNECTED:
             raise NatsDown("there is no connection to NATS")
         size = len(payload)
         if header is None:
@@ -111,6 +87,22 @@ class FastBus(NatsBus):
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._write_soon)
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether more waits to be sent than the socket takes at once: see `Bus.is_congested`."""
+        return self._out_bytes > _HIGH_WATER
+
+    async def relieved(self) -> None:
+        """Wait until the socket has taken what waits: see `Bus.relieved`."""
+        while self._out_bytes > _HIGH_WATER and self.is_connected:
+            self._relief = self._relief or self._loop.create_future()
+            await asyncio.wait([self._relief])
+
+    def _relieve(self) -> None:
+        relief, self._relief = self._relief, None
+        if relief is not None and not relief.done():
+            relief.set_result(None)
 
     def _write_soon(self) -> None:
         self._scheduled = False

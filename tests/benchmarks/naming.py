@@ -53,7 +53,7 @@ class Naming(NamedTuple):
 class _NoBus(MemoryBus):
     """A bus that sends nothing, so that only the way to it is timed."""
 
-    def carry(self, asked: Asked, subject: str, payload: bytes, header: bytes | None, timeout: float) -> None:
+    def carry(self, asked: Asked, subject: bytes, payload: bytes, header: bytes | None, timeout: float) -> None:
         asked.due = 0.0
 
     def drop(self, asked: Asked) -> None:
