@@ -158,7 +158,7 @@ class Dispatcher:
             if not self.is_compiled:
                 self._prepare()
             found = self._matcher.find(WEBSOCKET if call.upgrade else call.method, call.tokens)
-            if not isinstance(found, Match):
+            if type(found) is not Match:
                 return _redirect_or_options(found, call)
             endpoint, params = found
             if owner.counter is not endpoint.counter:

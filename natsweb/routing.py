@@ -104,9 +104,28 @@ class Matcher(Generic[E]):
         Raises `NoRoute`, `MethodNotAllowed` with the methods of all templates that fit, or `BadPath` for a tail
         that would climb up (`a%2F..%2Fb`).
         """
-        found = self._walk(method, tokens)
-        if found is not None:
-            return found
+        node = self._root
+        for token in tokens:  # the first candidate of the search, which nearly always is the one (tests/benchmarks)
+            child = node.literals.get(token)
+            if child is None:
+                child = node.capture
+                if child is None or token[0] == "%":
+                    return self._try_all(method, tokens)
+            node = child
+        endpoint = node.ends.get(method)
+        if endpoint is None:
+            return self._try_all(method, tokens)
+        template = endpoint.template
+        if template.tail is not None:
+            return Match(endpoint, _captures(template, tokens))
+        params = {}
+        for index, name in template.captures:  # `_captures` without its calls
+            token = tokens[index]
+            params[name] = decode_token(token) if "%" in token else token
+        return Match(endpoint, params)
+
+    def _try_all(self, method: str, tokens: list[str]) -> Match[E] | Options | Redirect:
+        """Return the match of the first candidate that has the method: see `find`."""
         fallback = None
         is_typed = False  # OPTIONS is answered here where a route has methods, whatever is mounted around it
         for ends in _search(self._root, tokens, 0):
@@ -127,28 +146,6 @@ class Matcher(Generic[E]):
         if allow == ["OPTIONS"] and any(WEBSOCKET in ends for ends in _search(self._root, tokens, 0)):
             raise UpgradeRequired("this path takes a WebSocket, and nothing else")
         raise MethodNotAllowed(f"this path takes {', '.join(allow)}", allow=allow)
-
-    def _walk(self, method: str, tokens: list[str]) -> Match[E] | None:
-        """Return the match of the first candidate of the search, which nearly always is the one."""
-        node = self._root
-        for token in tokens:
-            child = node.literals.get(token)
-            if child is None:
-                child = node.capture
-                if child is None or token[0] == "%":
-                    return None
-            node = child
-        endpoint = node.ends.get(method)
-        if endpoint is None:
-            return None
-        template = endpoint.template
-        if template.tail is not None:
-            return Match(endpoint, _captures(template, tokens))
-        params = {}
-        for index, name in template.captures:  # `_captures` without its calls (tests/benchmarks)
-            token = tokens[index]
-            params[name] = decode_token(token) if "%" in token else token
-        return Match(endpoint, params)
 
     def _allowed(self, tokens: list[str]) -> list[str]:
         methods = {method for ends in _search(self._root, tokens, 0) for method in ends} - {WEBSOCKET, ANY_METHOD}

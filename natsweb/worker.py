@@ -287,9 +287,11 @@ class Worker:
         call = job.call
         try:
             response = await self._app.handle(call)
-            if not isinstance(response, Response):
+            if type(response) is Response and not call.upgrade and len(response.body) <= _LARGE:
+                job.answer(response)
+            elif not isinstance(response, Response):
                 raise TypeError(f"{self._app.name} answered with {type(response).__name__}, not a Response")
-            if job.socket is not None:
+            elif job.socket is not None:
                 await job.end_socket(response)
             elif response.pieces is not None or len(response.body) > _LARGE:
                 await job.send(response)
@@ -315,7 +317,8 @@ class Worker:
     def _forget(self, job: Job) -> None:
         """Let go of a request that is over, and use its place."""
         self._waiting.discard(job)
-        self._streaming.discard(job)
+        if self._streaming:
+            self._streaming.discard(job)
         job.let_go()
         if self._backlog:
             self._make_room()
