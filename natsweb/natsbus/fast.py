@@ -57,6 +57,21 @@ class FastBus(NatsBus):
         self._relief: asyncio.Future[None] | None = None
         self._loop = asyncio.get_running_loop()
 
+    async def _new_client(self) -> RawClient:
+        client = await super()._new_client()
+        self._shorten(client)
+        return client
+
+    def _on_up(self, client: RawClient) -> None:
+        super()._on_up(client)
+        self._shorten(client)
+
+    def _shorten(self, client: RawClient) -> None:
+        """Let messages skip the task that reads them from the socket's reader, which is new with each connection."""
+        reader: Any = getattr(client._transport, "_io_reader", None)
+        if isinstance(reader, asyncio.StreamReader):
+            client.frames.shortcut(reader)
+
     def publish(self, subject: str, payload: bytes, *, header: bytes | None = None, reply: str = "") -> None:
         """Send a message: see `Bus.publish`. Also raises `Overloaded` when too much waits to be sent."""
         self.post(subject.encode("latin-1"), payload, header, reply.encode("latin-1"))
