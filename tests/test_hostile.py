@@ -259,8 +259,8 @@ async def test_forged_replies(build, bus, peer):
         async with asyncio.timeout(10):
             reply = (await seen.get()).reply.encode()
         prefix, _, token = reply.rpartition(b".")
-        counter, _, _ = token.partition(b"-")
-        for guess in (counter, counter + b"-" + b"0" * 16, b"%d-%b" % (int(counter) + 1, b"0" * 16), b"beat", b"x"):
+        near = [b"%024x" % (int(token, 16) + step) for step in (-1, 1)]
+        for guess in (*near, token[:-1], token + b"0", token.upper() + b"-", b"0" * 24, b"beat", b"x"):
             await peer.publish(prefix + b"." + guess, b"forged", header=b"NATS/1.0\r\nNw-Status: 200\r\n\r\n")
         await peer.publish(prefix + b".beat", b"", reply=b"hostile.orders")
         assert not asking.done()
