@@ -337,9 +337,10 @@ class Job(Asked, Limited):
         if self.answered:
             return
         self.answered = True
-        if not response.silent:
-            self._count(response.status)
-        if response.silent or not self.caller:
+        if response.silent:
+            return
+        self._count(response.status)
+        if not self.caller:
             return
         try:
             self._publish(response)
