@@ -158,7 +158,7 @@ def decode_request(tokens: list[str], header: bytes | None, body: bytes) -> Call
     """
     if header is None:
         return Call("POST" if body else "GET", tokens, body=body)
-    times = _TIMES(header)
+    head, times = b"", _TIMES(header)
     if times is not None:
         head = header[times.end() :]
         known = _known_heads.get(head)
@@ -168,7 +168,7 @@ def decode_request(tokens: list[str], header: bytes | None, body: bytes) -> Call
         headers = _known_fields.get(header[found.end() :])
         if headers is not None:  # what natsweb itself sends, with fields that have been looked at before
             call = _call_of(found, tokens, headers, body)
-            if times is not None and not call.query and len(head) <= KNOWN_SIZE:
+            if head and not call.query and len(head) <= KNOWN_SIZE:
                 remember(_known_heads, head, call.head)
             return call
     return _decode_request(tokens, header, body, None if found is None else found.end())
