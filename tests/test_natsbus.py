@@ -366,3 +366,25 @@ async def test_a_permissions_violation_is_logged_once(run_server, until, caplog,
         await until(lambda: "ermissions" in caplog.text)
         assert (await request(bus, "echo", b"1")).payload == b"1"
     assert len([record for record in caplog.records if "ermissions" in record.getMessage()]) == 1
+
+
+async def test_closing_in_the_moment_of_a_refusal(run_server):
+    """A task of nats-py's that misses its cancellation, as wait_for has it do, does not look for servers for ever."""
+    async with run_server() as (url, signal_server):
+        bus = await connect(Nats(urls=(url,)))
+        client, tries = bus._client, asyncio.Event()
+
+        async def refuse(server):
+            tries.set()
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                raise ConnectionRefusedError from None
+
+        client._connect_to_server = refuse
+        signal_server(signal.SIGKILL)
+        async with asyncio.timeout(20):
+            await tries.wait()
+            task = client._reconnection_task
+            await bus.close()
+            assert task.done()

@@ -125,11 +125,18 @@ async def open_client(
 
 
 async def close_quietly(client: Client) -> None:
-    """Close a client, whatever state it is in, within some seconds."""
+    """Close a client, whatever state it is in, within some seconds; it tries no server any more."""
+    # nats-py cancels its task that reconnects, once; asyncio.wait_for forgets that if a server refuses the connection
+    # in the same moment (before Python 3.12), and the task would go on for ever.
+    client.options["max_reconnect_attempts"] = 1
     # Closing while reconnecting raises ConnectionResetError and others, or waits for a transport that is gone.
     with contextlib.suppress(Exception):
         async with asyncio.timeout(_CLOSING):
             await client.close()
+    task = client._reconnection_task
+    if task is not None and task is not asyncio.current_task():
+        task.cancel()
+        await asyncio.wait([task], timeout=_CLOSING)
 
 
 def _login(nats: Nats) -> dict[str, Any]:
