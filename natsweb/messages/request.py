@@ -156,7 +156,7 @@ class Call:
     @classmethod
     def repeated(cls, head: CallHead, tokens: list[str], body: bytes, timeout: float, sent: int) -> Self:
         """Return a call whose head has come before."""
-        call = object.__new__(cls)
+        call = cls.__new__(cls)
         (
             call.method,
             call.query,

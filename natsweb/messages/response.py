@@ -25,7 +25,6 @@ __all__ = ["NoAnswer", "NotExecuted", "Pieces", "Response", "StreamingResponse"]
 
 
 _RESPONSE_FIELDS = {"status", "headers", "body"}  # shared by all trusted ones; copies of them get their own
-_new = object.__new__
 _set_fields_set = BaseModel.__dict__["__pydantic_fields_set__"].__set__
 _set_extra = BaseModel.__dict__["__pydantic_extra__"].__set__
 _set_private = BaseModel.__dict__["__pydantic_private__"].__set__
@@ -74,7 +73,7 @@ class Response(BaseModel):
     @classmethod
     def trusted(cls, status: int, headers: Headers, body: bytes) -> "Response":
         """Return a response of parts that are known to be right, without validating them again (tests/benchmarks)."""
-        self = _new(cls)
+        self = object.__new__(cls)  # half of what `cls.__new__` takes, which looks through pydantic's classes
         fields: Any = self.__dict__
         fields["status"] = status
         fields["headers"] = headers
