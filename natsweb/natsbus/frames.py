@@ -8,7 +8,7 @@ straight from the socket to their callback; all else takes nats-py's way.
 import asyncio
 import json
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 import nats.errors
 from nats.protocol.parser import Parser
@@ -20,6 +20,18 @@ __all__ = ["Frames"]
 logger = logging.getLogger("natsweb.nats")
 
 _MAX_LINE = 1024 * 1024  # an INFO of a large cluster is the longest
+
+
+class _Other(NamedTuple):
+    """Something that is not raw: where it begins and ends, the words of its line, and subject, reply, payload, header.
+
+    Without a message it is the server's own word, or nothing that a server says.
+    """
+
+    start: int
+    stop: int
+    words: list[bytes]
+    message: tuple[bytes, bytes, bytes, bytes | None] | None = None
 
 
 class Frames(Parser):
@@ -44,79 +56,71 @@ class Frames(Parser):
         generation = self._generation
         self._busy += 1
         try:
-            rest = self.take(data)
-            while rest:
-                rest = await self._first(rest)
+            buffer = self._join(data)
+            other = self._receive(buffer, 0)
+            while other is not None:
+                await self._leave(other)
                 if self._generation is not generation:
                     return  # reset meanwhile: what is left was said on another connection
-                rest = self.take(rest) if rest else b""
+                other = self._receive(buffer, other.stop)
         finally:
             self._busy -= 1
 
-    def take(self, data: bytes) -> bytes:
-        """Receive the raw messages in these bytes, up to what is none: that comes back, with all behind it.
-
-        Long and flat, since every message goes through here (tests/benchmarks, gateway and service).
-        """
+    def _join(self, data: bytes) -> bytes:
+        """Return all that has not been received yet; nothing while a message is not whole."""
         self._chunks.append(data)
         self._have += len(data)
         if self._have < self._need:
             return b""
         buffer = b"".join(self._chunks) if len(self._chunks) > 1 else data
+        self._chunks, self._have, self._need = [], 0, 0
+        return buffer
+
+    def _receive(self, buffer: bytes, start: int) -> _Other | None:
+        """Receive the raw messages from `start` on, up to what is none; what is not whole waits for more.
+
+        Long and flat, since every message goes through here (tests/benchmarks, gateway and service).
+        """
         raw, size = self.raw, len(buffer)
-        start, self._need = 0, 0
-        self._chunks, self._have = [], 0
         while (end := buffer.find(b"\r\n", start)) >= 0:
             words = buffer[start:end].split(b" ")  # a subject may have any other white space in it
             headed = words[0] == b"HMSG"
-            if not headed and words[0] != b"MSG":
-                return buffer[start:]
             body = end + 2
+            if not headed and words[0] != b"MSG":
+                return _Other(start, body, words)
             try:
                 stop = body + int(words[-1])
                 middle = body + int(words[-2]) if headed else body
                 reply = words[3] if len(words) == 5 + headed else b""
                 receive = raw.get(words[2])
             except (ValueError, IndexError):
-                return buffer[start:]
+                return _Other(start, body, words)
             if size < stop + 2:
                 self._need = stop + 2 - start
                 break
+            header = buffer[body:middle] if headed else None
             if receive is None:
-                return buffer[start:]
+                return _Other(start, stop + 2, words, (words[1], reply, buffer[middle:stop], header))
             start = stop + 2
             try:
-                receive(words[1], reply, buffer[body:middle] if headed else None, buffer[middle:stop])
+                receive(words[1], reply, header, buffer[middle:stop])
             except Exception:
                 logger.exception("receiving a message failed")
         else:
             if size - start > _MAX_LINE:
-                return buffer[start:]
+                return _Other(start, size, [b""])
         if start < size:
             self._chunks, self._have = [buffer[start:]], size - start
-        return b""
+        return None
 
-    async def _first(self, buffer: bytes) -> bytes:
-        """Have nats-py do what the first line of a buffer says, and return what comes behind it."""
-        end = buffer.find(b"\r\n")
-        if end < 0:
+    async def _leave(self, other: _Other) -> None:
+        """Leave to nats-py what is not raw; raises `ProtocolError` for what is nothing."""
+        if other.message is None:
+            await self._control(other.words)
+        elif other.words[2].isdigit():
+            await self._client._process_msg(int(other.words[2]), *other.message)
+        else:
             raise nats.errors.ProtocolError
-        line, body = buffer[:end], end + 2
-        words = line.split(b" ")
-        headed = words[0] == b"HMSG"
-        if not headed and words[0] != b"MSG":
-            await self._control(words[0], line)
-            return buffer[body:]
-        try:
-            stop = body + int(words[-1])
-            middle = body + int(words[-2]) if headed else body
-            reply = words[3] if len(words) == 5 + headed else b""
-            number = int(words[2])
-        except (ValueError, IndexError):
-            raise nats.errors.ProtocolError from None
-        header = buffer[body:middle] if headed else None
-        await self._client._process_msg(number, words[1], reply, buffer[middle:stop], header)
-        return buffer[stop + 2 :]
 
     def shortcut(self, reader: asyncio.StreamReader) -> None:
         """Take what the socket gives as it comes, instead of waking the task that reads it from this reader.
@@ -131,19 +135,23 @@ class Frames(Parser):
         def feed(data: bytes) -> None:
             if self._busy or waiting._buffer or self._generation is not generation:
                 wake(data)
-            elif rest := self.take(data):
-                wake(rest)
+                return
+            buffer = self._join(data)
+            other = self._receive(buffer, 0)
+            if other is not None:
+                wake(buffer[other.start :])
 
         waiting.feed_data = feed
 
-    async def _control(self, operation: bytes, line: bytes) -> None:
+    async def _control(self, words: list[bytes]) -> None:
+        operation = words[0]
         if operation == b"PING":
             await self._client._process_ping()
         elif operation == b"PONG":
             await self._client._process_pong()
         elif operation == b"INFO":
-            await self._client._process_info(json.loads(line[5:]))
+            await self._client._process_info(json.loads(b" ".join(words[1:])))
         elif operation == b"-ERR":
-            await self._client._process_err(line[5:].decode("latin-1").strip().lower())
+            await self._client._process_err(b" ".join(words[1:]).decode("latin-1").strip().lower())
         elif operation != b"+OK":
             raise nats.errors.ProtocolError
