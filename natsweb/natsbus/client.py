@@ -125,18 +125,20 @@ async def open_client(
 
 
 async def close_quietly(client: Client) -> None:
-    """Close a client, whatever state it is in, within some seconds; it tries no server any more."""
-    # nats-py cancels its task that reconnects, once; asyncio.wait_for forgets that if a server refuses the connection
-    # in the same moment (before Python 3.12), and the task would go on for ever.
-    client.options["max_reconnect_attempts"] = 1
+    """Close a client, whatever state it is in, within some seconds."""
     # Closing while reconnecting raises ConnectionResetError and others, or waits for a transport that is gone.
     with contextlib.suppress(Exception):
         async with asyncio.timeout(_CLOSING):
             await client.close()
-    task = client._reconnection_task
+    # nats-py cancels its task that reconnects, once; asyncio.wait_for forgets that if a server refuses the connection
+    # in the same moment (before Python 3.12), and the task would go on for ever.
+    task = getattr(client, "_reconnection_task", None)
     if task is not None and task is not asyncio.current_task():
-        task.cancel()
-        await asyncio.wait([task], timeout=_CLOSING)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSING):
+                while not task.done():
+                    task.cancel()
+                    await asyncio.wait([task], timeout=0.1)
 
 
 def _login(nats: Nats) -> dict[str, Any]:
