@@ -96,7 +96,8 @@ class Incoming:
 
     `raw_path` is still percent-encoded and below the gateway's mount; `fields` are the lines that may cross, as
     `Exchange.encode_fields` gives them. What the exchange makes of it stays with it, until services come or go:
-    clients repeat their requests, and a door may launch the same one again. `owner` is the service that is meant.
+    clients repeat their requests, and a door may launch the same one again. `to` is the subject as the bus takes it,
+    `owner` the service that is meant.
     With `more`, the body goes on in a stream; `upgrade` asks for a WebSocket. `limit` is how many seconds the answer
     may take at most, whatever the exchange allows, None for no such bound.
     """

@@ -288,7 +288,7 @@ class Worker:
         try:
             response = await self._app.handle(call)
             if type(response) is Response and not call.upgrade and len(response.body) <= _LARGE:
-                job.answer(response)
+                job.answer(response)  # nearly always, and so it is asked for first (tests/benchmarks)
             elif not isinstance(response, Response):
                 raise TypeError(f"{self._app.name} answered with {type(response).__name__}, not a Response")
             elif job.socket is not None:
