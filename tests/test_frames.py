@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from urllib.parse import urlsplit
 
 import pytest
@@ -63,76 +63,73 @@ async def relay(request, nats_url):
         yield running
 
 
+@pytest.fixture
+async def ends(relay, nats_url):
+    """Give a bus that sends straight to the server, one that receives through the relay, and a subject of their own."""
+    async with AsyncExitStack() as stack:
+        sender = await connect(Nats(urls=(nats_url,)))
+        stack.push_async_callback(sender.close)
+        receiver = await connect(Nats(urls=(relay.url,)))
+        stack.push_async_callback(receiver.close)
+        yield sender, receiver, f"pieces.{sender.new_inbox()}"
+
+
 PAYLOADS = [b"", b"a", b"MSG a 1 5\r\nhello\r\n", b"PING\r\n", b"\r\n", b"+OK\r\n" * 30, bytes(range(256)) * 5]
 HEADERS = [None, b"NATS/1.0\r\n\r\n", b"NATS/1.0\r\n12: 5\r\nPING: 1\r\n\r\n"]
 
 
-async def test_nothing_is_lost_or_changed_between_pieces(relay, nats_url):
+async def test_nothing_is_lost_or_changed_between_pieces(ends):
     """Messages of ours, of nats-py's and what the server itself says come in turns, each whole and in its order."""
+    sender, receiver, subject = ends
     ours, theirs, over = [], [], asyncio.Event()
     count = 150
-    sender, receiver = await connect(Nats(urls=(nats_url,))), await connect(Nats(urls=(relay.url,)))
-    try:
-        subject = f"pieces.{sender.new_inbox()}"
 
-        async def take(message):
-            theirs.append(message.data)
+    async def take(message):
+        theirs.append(message.data)
 
-        def receive(message):
-            if message.payload == b"over":
-                over.set()
-            else:
-                ours.append((message.header, message.payload))
+    def receive(message):
+        if message.payload == b"over":
+            over.set()
+        else:
+            ours.append((message.header, message.payload))
 
-        await receiver.subscribe(f"{subject}.ours", receive)
-        await receiver._client.subscribe(f"{subject}.theirs", cb=take)
-        await receiver.flush()
-        expected = [(HEADERS[number % len(HEADERS)], PAYLOADS[number % len(PAYLOADS)]) for number in range(count)]
-        for number, (header, payload) in enumerate(expected):
-            sender.publish(f"{subject}.ours", payload, header=header)
-            if number % 5 == 0:
-                sender.publish(f"{subject}.theirs", payload)
-                await receiver.flush(20)
-        sender.publish(f"{subject}.ours", b"over")
-        async with asyncio.timeout(20):
-            await over.wait()
-        await receiver.flush(20)
-        assert ours == expected
-        assert theirs == [payload for _, payload in expected[::5]]
-    finally:
-        await receiver.close()
-        await sender.close()
-
-
-async def test_messages_do_not_wake_the_reading_task(relay, nats_url):
-    """What comes for us alone is received where it comes, on the first connection and on the one after it is lost."""
-    sender, receiver = await connect(Nats(urls=(nats_url,))), await connect(Nats(urls=(relay.url,)))
-    try:
-        read = []
-        frames = receiver._client.frames
-        parse = frames.parse
-
-        async def noted(data):
-            read.append(data)
-            await parse(data)
-
-        frames.parse = noted
-        got = asyncio.Queue()
-        subject = f"pieces.{sender.new_inbox()}"
-        await receiver.subscribe(subject, got.put_nowait)
-        for lost in (False, True):
-            if lost:
-                relay.cut()
-                async with asyncio.timeout(20):
-                    while receiver.reconnected_at < 0:
-                        await asyncio.sleep(0.01)
-            del read[:]
+    await receiver.subscribe(f"{subject}.ours", receive)
+    await receiver._client.subscribe(f"{subject}.theirs", cb=take)
+    await receiver.flush()
+    expected = [(HEADERS[number % len(HEADERS)], PAYLOADS[number % len(PAYLOADS)]) for number in range(count)]
+    for number, (header, payload) in enumerate(expected):
+        sender.publish(f"{subject}.ours", payload, header=header)
+        if number % 5 == 0:
+            sender.publish(f"{subject}.theirs", payload)
             await receiver.flush(20)
-            for number in range(50):
-                sender.publish(subject, b"%d" % number)
-            async with asyncio.timeout(20):
-                assert [(await got.get()).payload for _ in range(50)] == [b"%d" % number for number in range(50)]
-            assert b"".join(read).count(b"MSG") < 25  # what comes just behind a pong does take that way
-    finally:
-        await receiver.close()
-        await sender.close()
+    sender.publish(f"{subject}.ours", b"over")
+    async with asyncio.timeout(20):
+        await over.wait()
+    await receiver.flush(20)
+    assert ours == expected
+    assert theirs == [payload for _, payload in expected[::5]]
+
+
+async def test_messages_do_not_wake_the_reading_task(relay, ends, until, monkeypatch):
+    """What comes for us alone is received where it comes, on the first connection and on the one after it is lost."""
+    sender, receiver, subject = ends
+    read, got = [], asyncio.Queue()
+    parse = receiver._client.frames.parse
+
+    async def noted(data):
+        read.append(data)
+        await parse(data)
+
+    monkeypatch.setattr(receiver._client.frames, "parse", noted)
+    await receiver.subscribe(subject, got.put_nowait)
+    for lost in (False, True):
+        if lost:
+            relay.cut()
+            await until(lambda: receiver.reconnected_at > 0)
+        del read[:]
+        await receiver.flush(20)
+        for number in range(50):
+            sender.publish(subject, b"%d" % number)
+        async with asyncio.timeout(20):
+            assert [(await got.get()).payload for _ in range(50)] == [b"%d" % number for number in range(50)]
+        assert b"".join(read).count(b"MSG") < 25  # what comes just behind a pong does take that way
