@@ -221,6 +221,16 @@ async def test_closing_while_the_server_is_away(run_server, until):
     await until(lambda: asyncio.all_tasks() == before)
 
 
+async def test_closing_in_the_moment_of_the_loss(nats_url):
+    """nats-py's `close` awaits a future that it cancels with its task that reconnects: nobody else is cancelled."""
+    bus = await connect(Nats(urls=(nats_url,)))
+    await bus.flush()
+    await bus._client._process_op_err(ConnectionResetError())
+    await asyncio.sleep(0)  # the task waits for the transport's end
+    async with asyncio.timeout(10):
+        await bus.close()
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # nats-py drops a socket unclosed
 async def test_a_login_that_is_refused_for_a_while(run_server, until, caplog):
     """A server that comes back with another password is asked until it has the right one."""

@@ -126,10 +126,11 @@ async def open_client(
 
 async def close_quietly(client: Client) -> None:
     """Close a client, whatever state it is in, within some seconds."""
-    # Closing while reconnecting raises ConnectionResetError and others, or waits for a transport that is gone.
-    with contextlib.suppress(Exception):
+    # Closing while reconnecting raises ConnectionResetError and others, waits for a transport that is gone, or is
+    # "cancelled" with the task that reconnects: both await one future. Gathered, this is told from our own end.
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_CLOSING):
-            await client.close()
+            await asyncio.gather(client.close(), return_exceptions=True)
     # nats-py cancels its task that reconnects, once; asyncio.wait_for forgets that if a server refuses the connection
     # in the same moment (before Python 3.12), and the task would go on for ever.
     task = getattr(client, "_reconnection_task", None)
