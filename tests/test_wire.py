@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from natsweb.errors import BadReply, BadRequest, UnknownVersion
 from natsweb.headers import HOP_BY_HOP, Headers
-from natsweb.messages import Response
+from natsweb.messages import Call, Response
 from natsweb.wire import (
     CANCEL,
     Control,
@@ -647,7 +647,7 @@ def test_both_ways_to_read_a_request(headers, window, more, upgrade, scheme, ser
     again += ours[0] + b"\r\n" + Headers(headers).block + b"\r\n"
     again = re.sub(rb"(?m)^nw-method: +post", b"nw-method: POST", again)
     told = [decode_request(["a"], one, b"body") for one in (header, header, header, again, again)]
-    names = [name for name in vars(told[0]) if name != "headers"]
+    names = [name for name in Call.__slots__ if name != "headers"]
     for call in told:
         assert [getattr(call, name) for name in names] == [getattr(told[0], name) for name in names]
         assert list(call.headers) == headers

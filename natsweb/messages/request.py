@@ -7,7 +7,7 @@ it knows no wire.
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
 
 from pydantic import (
     BaseModel,
@@ -91,18 +91,9 @@ class Channel(Protocol):
         """Have the answer due `seconds` from now, here and at the caller."""
 
 
-class CallHead(NamedTuple):
-    """What of a `Call` is the same for a client's next one: all but path, body and the two times."""
-
-    method: str
-    query: str
-    headers: Headers
-    client: str | None
-    scheme: str
-    service: str | None
-    window: int
-    more: bool
-    upgrade: bool
+#: What of a `Call` is the same for a client's next one, all but path, body and the two times: method, query, headers,
+#: client, scheme, service, window, more, upgrade.
+CallHead: TypeAlias = tuple[str, str, Headers, str | None, str, str | None, int, bool, bool]
 
 
 class Call:
@@ -116,10 +107,30 @@ class Call:
     reply has gone.
     """
 
-    channel: Channel | None = None
-    root_path = ""
-    after: "After | None" = None
-    counter: "Counts | None" = None
+    __slots__ = (
+        "after",
+        "body",
+        "channel",
+        "client",
+        "counter",
+        "headers",
+        "method",
+        "more",
+        "params",
+        "query",
+        "root_path",
+        "scheme",
+        "sent",
+        "service",
+        "timeout",
+        "tokens",
+        "upgrade",
+        "window",
+    )
+
+    channel: Channel | None
+    after: After | None
+    counter: Counts | None
 
     def __init__(
         self,
@@ -152,11 +163,13 @@ class Call:
         self.more = more
         self.upgrade = upgrade
         self.params: dict[str, str] = {}
+        self.root_path = ""
+        self.channel = self.after = self.counter = None
 
     @classmethod
     def repeated(cls, head: CallHead, tokens: list[str], body: bytes, timeout: float, sent: int) -> Self:
         """Return a call whose head has come before."""
-        call = cls.__new__(cls)
+        call = object.__new__(cls)
         (
             call.method,
             call.query,
@@ -168,13 +181,19 @@ class Call:
             call.more,
             call.upgrade,
         ) = head
-        call.tokens, call.body, call.timeout, call.sent, call.params = tokens, body, timeout, sent, {}
+        call.tokens = tokens
+        call.body = body
+        call.timeout = timeout
+        call.sent = sent
+        call.params = {}
+        call.root_path = ""
+        call.channel = call.after = call.counter = None
         return call
 
     @property
     def head(self) -> CallHead:
         """What a client's requests have in common."""
-        return CallHead(
+        return (
             self.method,
             self.query,
             self.headers,

@@ -38,7 +38,9 @@ __all__ = ["decode_request", "encode_request", "is_method", "request_head", "sta
 is_method = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Z]{1,32}").fullmatch
 _SCHEMES = {b"http": "http", b"https": "https", b"ws": "ws", b"wss": "wss"}
 _known_fields: dict[bytes, Headers] = {}
-# What stands behind the two numbers of a block, and what a call gets of it: a client repeats its requests.
+# The two numbers of a block (seconds, unix ms), which many requests of a moment have, by the lines that say them; and
+# what a call gets of the rest, which a client repeats.
+_known_times: dict[bytes, tuple[float, int]] = {}
 _known_heads: dict[bytes, CallHead] = {}
 
 
@@ -51,7 +53,7 @@ def _number(value: bytes | None, name: str) -> int | None:
 
 
 # The lines of a request that are the wire's own, in the order in which `request_head` and `stamp` write them.
-_TIMES = re.compile(rb"NATS/1\.0\r\nNw-Timeout: ([0-9]{1,15})\r\nNw-Sent: ([0-9]{1,15})\r\n").match
+_TIMES = re.compile(rb"NATS/1\.0\r\nNw-Timeout: ([0-9]{1,15})\r\nNw-Sent: ([0-9]{1,15})").fullmatch
 _OUR_LINES = re.compile(
     rb"NATS/1\.0\r\n(?:Nw-Timeout: ([0-9]{1,15})\r\n)?(?:Nw-Sent: ([0-9]{1,15})\r\n)?"
     rb"Nw-Method: ([!#$%&'*+\-.^_`|~0-9A-Z]{1,32})\r\n(?:Nw-Query: ([\x21-\x7e]+)\r\n)?"
@@ -158,12 +160,14 @@ def decode_request(tokens: list[str], header: bytes | None, body: bytes) -> Call
     """
     if header is None:
         return Call("POST" if body else "GET", tokens, body=body)
-    head, times = b"", _TIMES(header)
-    if times is not None:
-        head = header[times.end() :]
+    head = b""
+    behind = header.find(b"\r\nNw-Method: ")
+    if behind >= 0 and (times := _known_times.get(header[:behind]) or _read_times(header[:behind])) is not None:
+        head = header[behind:]
         known = _known_heads.get(head)
         if known is not None:
-            return Call.repeated(known, tokens, body, int(times[1]) / 1000, int(times[2]))
+            timeout, sent = times
+            return Call.repeated(known, tokens, body, timeout, sent)
     if (found := _OUR_LINES(header)) is not None:
         headers = _known_fields.get(header[found.end() :])
         if headers is not None:  # what natsweb itself sends, with fields that have been looked at before
@@ -172,6 +176,16 @@ def decode_request(tokens: list[str], header: bytes | None, body: bytes) -> Call
                 remember(_known_heads, head, call.head)
             return call
     return _decode_request(tokens, header, body, None if found is None else found.end())
+
+
+def _read_times(lines: bytes) -> tuple[float, int] | None:
+    """Return what the first lines of a block say of time, in seconds and unix ms; None if they say anything else."""
+    found = _TIMES(lines)
+    if found is None:
+        return None
+    times = int(found[1]) / 1000, int(found[2])
+    remember(_known_times, lines, times)
+    return times
 
 
 def _call_of(found: re.Match[bytes], tokens: list[str], headers: Headers, body: bytes) -> Call:
