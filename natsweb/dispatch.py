@@ -16,7 +16,7 @@ from natsweb.annotations import name_of
 from natsweb.errors import HandlerFailed, HTTPError, NoRoute, TooLarge, WebSocketClosed
 from natsweb.headers import Headers
 from natsweb.lifetimes import close_after, watch
-from natsweb.messages import Call, NoAnswer, NotExecuted, Pieces, Request, Response
+from natsweb.messages import Call, NoAnswer, NotExecuted, Pieces, Request, Response, Result
 from natsweb.middleware import Middleware, pass_through
 from natsweb.mounts import Mount
 from natsweb.recipes import AppScope
@@ -71,12 +71,12 @@ class Dispatcher:
     def __repr__(self) -> str:
         return f"<Dispatcher of {len(self._matcher.endpoints)} endpoints>"
 
-    def handle(self, call: Call | Request) -> Coroutine[Any, Any, Response]:
+    def handle(self, call: Call | Request) -> Coroutine[Any, Any, Response | Result]:
         """Answer one request; errors are responses (problem+json), the traceback of a failing handler is logged.
 
-        Whoever passes a `Call` closes its `after` when the reply has gone; with a `Request` that is done before
-        this returns, or when the stream of the answer has ended or was closed. The one thing that gets out is
-        `asyncio.CancelledError`, of whoever cancels this call.
+        Whoever passes a `Call` gets a plain record of most answers, and closes the call's `after` when the reply has
+        gone; with a `Request` that is done before this returns, or when the stream of the answer has ended or was
+        closed. The one thing that gets out is `asyncio.CancelledError`, of whoever cancels this call.
         """
         if type(call) is Call:
             if current.is_wanted:
@@ -84,9 +84,10 @@ class Dispatcher:
             return self._behind_middleware(call.request(), call) if self._around_all else self._dispatch(call, call)
         return self._complete(call.request())
 
-    async def _noted(self, call: Call) -> Response:
+    async def _noted(self, call: Call) -> Response | Result:
         """Answer a request that what acts on its behalf may look for, as long as anything is left to do for it."""
         before = current.take_up(call)
+        response: Response | Result
         if self._around_all:
             response = await self._behind_middleware(call.request(), call)
         else:
@@ -95,14 +96,14 @@ class Dispatcher:
             current.leave(before)  # as it was, so that the task may go on with another request (`tasks`)
         return response
 
-    def hand(self, route: Route, call: Call, params: dict[str, str]) -> Coroutine[Any, Any, Response]:
+    def hand(self, route: Route, call: Call, params: dict[str, str]) -> Coroutine[Any, Any, Response | Result]:
         """Give a call to a route that was found elsewhere, which is how events come; otherwise as `handle`."""
         if current.is_wanted:
             current.take_up(call)
         if not self._around_all:
             return self._give(route, call, params, call)
 
-        def endpoint(request: Request) -> Coroutine[Any, Any, Response]:
+        def endpoint(request: Request) -> Coroutine[Any, Any, Response | Result]:
             return self._give(route, request, params, call)
 
         def caught(error: BaseException, request: Request) -> Coroutine[Any, Any, Response]:
@@ -110,7 +111,7 @@ class Dispatcher:
 
         return pass_through(call.request(), self._around_all, endpoint, caught)
 
-    async def _give(self, route: Route, call: Call | Request, params: dict[str, str], owner: Call) -> Response:
+    async def _give(self, route: Route, call: Call | Request, params: dict[str, str], owner: Call) -> Response | Result:
         try:
             if not self.is_compiled:
                 self._prepare()
@@ -138,7 +139,7 @@ class Dispatcher:
                     close_after(pieces, owner.after)
 
     async def _behind_middleware(self, request: Request, owner: Call) -> Response:
-        def endpoint(request: Request) -> Coroutine[Any, Any, Response]:
+        def endpoint(request: Request) -> Coroutine[Any, Any, Response | Result]:
             if current.is_wanted:
                 current.take_up(request)
             return self._dispatch(request, owner)
@@ -151,7 +152,7 @@ class Dispatcher:
             return Response.trusted(response.status, response.headers, response.body)
         return self._adopt(response, request, None, owner)
 
-    async def _dispatch(self, call: Call | Request, owner: Call) -> Response:
+    async def _dispatch(self, call: Call | Request, owner: Call) -> Response | Result:
         """Find the route of a request and answer it; what is left to do after the reply goes to `owner.after`."""
         route = None
         try:
@@ -184,15 +185,17 @@ class Dispatcher:
                 response = to_response(await route.call(**arguments))
             else:
                 response = to_response(await self._threads.run(functools.partial(route.call, **arguments)))
-            if type(response) is Response:
+            if type(response) is Result or type(response) is Response:
                 return response
-            if not isinstance(response, Response):
+            if isinstance(response, Deferred):
                 response = await response.render(call)
             return self._adopt(response, call, route, owner)
         except BaseException as error:  # SystemExit and KeyboardInterrupt of one handler must not stop all others
             return await self._caught(error, call, route)
 
-    async def _around(self, route: Route, call: Call | Request, params: dict[str, str], owner: Call) -> Response:
+    async def _around(
+        self, route: Route, call: Call | Request, params: dict[str, str], owner: Call
+    ) -> Response | Result:
         """Answer on a route that has more than a plan: middleware of routers, dependencies, forms."""
         call = _with_params(call, params)
         if route.finishes and owner.channel is not None:
@@ -200,7 +203,7 @@ class Dispatcher:
         if not route.middleware:
             return await self._execute(route, call, owner)
 
-        async def endpoint(request: Request) -> Response:
+        async def endpoint(request: Request) -> Response | Result:
             try:
                 return await self._execute(route, request, owner)
             except BaseException as error:
@@ -212,13 +215,13 @@ class Dispatcher:
         response = await pass_through(call.request(), route.middleware, endpoint, caught)
         return self._adopt(response, call, route, owner)
 
-    async def _execute(self, route: Route, call: Call | Request, owner: Call) -> Response:
+    async def _execute(self, route: Route, call: Call | Request, owner: Call) -> Response | Result:
         """Make the dependencies, call the handler, and clean up what ends with it."""
         recipe, to_response = route.recipe, route.to_response
         assert recipe is not None
         assert to_response is not None
         scope = self._new_scope(owner)
-        response: Response | Deferred | None = None
+        response: Response | Result | Deferred | None = None
         failure: BaseException | None = None
         try:
             async with contextlib.AsyncExitStack() as stack:
@@ -230,7 +233,7 @@ class Dispatcher:
                         response = to_response(await route.call(**arguments))
                     else:
                         response = to_response(await self._threads.run(functools.partial(route.call, **arguments)))
-                    if not isinstance(response, Response):
+                    if isinstance(response, Deferred):
                         response = await response.render(call)
                     if response.pieces is not None:  # the handler runs on, with all that was made for it
                         self._watch(response.pieces, call, route, scope, stack.pop_all())

@@ -21,7 +21,7 @@ from natsweb.annotations import ASYNC_ITERATORS, ITERATORS, Place, items_of, nam
 from natsweb.errors import DeclarationError, NotAcceptable
 from natsweb.headers import Headers
 from natsweb.lifetimes import close_source
-from natsweb.messages import Call, Pieces, Request, Response, StreamingResponse
+from natsweb.messages import Call, Pieces, Request, Response, Result, StreamingResponse
 from natsweb.replies import Deferred, Reply, ToResponse, compile_json, compile_reply, union_parts
 from natsweb.threads import Threads
 
@@ -246,7 +246,7 @@ def compile_feed(feed: FeedType, status: int | None, heartbeat: float = HEARTBEA
         shapes.append(_Shape(_SSE, Headers(fields), items.as_event, beat))
     to_rest = compile_reply(feed.rest, status) if feed.has_rest else _refuse
 
-    def to_response(value: Any) -> Response | Deferred:
+    def to_response(value: Any) -> Response | Result | Deferred:
         own, headers = None, Headers()
         body = value
         if isinstance(value, Reply):

@@ -16,7 +16,7 @@ from typing import ClassVar, Protocol
 from natsweb.bus import Asked, Bus, Reply
 from natsweb.current import Limited
 from natsweb.errors import HandlerFailed, HTTPError, NatsDown, NotAcceptable, ReplyTooLarge, TooLarge, phrase
-from natsweb.messages import Call, Pieces, Response
+from natsweb.messages import Call, Pieces, Response, Result
 from natsweb.pipes import Reader, SocketPipe, Stream
 from natsweb.proxy_wire import ProxyWire
 from natsweb.replies import problem
@@ -332,7 +332,7 @@ class Job(Asked, Limited):
         self.due = math.inf
         self._desk.streams(self)
 
-    def answer(self, response: Response) -> None:
+    def answer(self, response: Response | Result) -> None:
         """Publish the one answer of a request; later ones go nowhere."""
         if self.answered:
             return
@@ -366,7 +366,7 @@ class Job(Asked, Limited):
         except HTTPError as why:
             logger.warning("the answer to %s %s was not sent: %s", *self._who, why.detail)
 
-    def _publish(self, response: Response) -> None:
+    def _publish(self, response: Response | Result) -> None:
         wire = self._desk.wire
         if wire is None:
             header, payload = encode_response(response, method=self.call.method, retry=response.retry)

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from natsweb.annotations import line_of, name_of, signature_of
 from natsweb.errors import DeclarationError
-from natsweb.messages import Request, Response
+from natsweb.messages import Request, Response, Result
 
 __all__ = ["Handler", "Middleware", "check_middleware", "pass_through"]
 
@@ -19,6 +19,9 @@ Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 #: A function around a handler.
 Middleware: TypeAlias = Callable[[Request, Handler], Awaitable[Response]]
+
+#: What middleware stands around: it may answer with a plain record.
+Endpoint: TypeAlias = Callable[[Request], Awaitable[Response | Result]]
 
 #: From what was raised, and the request, to a response.
 Caught: TypeAlias = Callable[[BaseException, Request], Awaitable[Response]]
@@ -44,7 +47,7 @@ def check_middleware(function: Any) -> None:
 
 
 async def pass_through(
-    request: Request, middleware: Sequence[Middleware], endpoint: Handler, caught: Caught
+    request: Request, middleware: Sequence[Middleware], endpoint: Endpoint, caught: Caught
 ) -> Response:
     """Return the response of `endpoint` behind `middleware`; what one of them raises goes through `caught`."""
     return await _Next(middleware, 0, endpoint, caught)(request)
@@ -55,7 +58,7 @@ class _Next:
 
     __slots__ = ("_caught", "_endpoint", "_index", "_middleware")
 
-    def __init__(self, middleware: Sequence[Middleware], index: int, endpoint: Handler, caught: Caught) -> None:
+    def __init__(self, middleware: Sequence[Middleware], index: int, endpoint: Endpoint, caught: Caught) -> None:
         self._middleware = middleware
         self._index = index
         self._endpoint = endpoint
@@ -63,7 +66,7 @@ class _Next:
 
     async def __call__(self, request: Request) -> Response:
         if self._index == len(self._middleware):
-            return await self._endpoint(request)
+            return (await self._endpoint(request)).response()
         function = self._middleware[self._index]
         following = _Next(self._middleware, self._index + 1, self._endpoint, self._caught)
         try:

@@ -14,7 +14,7 @@ from typing import Any
 
 from natsweb.errors import BadPath, BadReply, BadRequest, StartError, SubjectTooLong
 from natsweb.headers import Headers, connection_options, encode_line
-from natsweb.messages import Call, Response, cookies_of
+from natsweb.messages import Call, Response, Result, cookies_of
 from natsweb.subjects import decode_token, encode_segment, join, path_tokens
 from natsweb.wire import forwarded_fields, is_method
 
@@ -137,7 +137,7 @@ class ProxyWire:
             raise BadRequest("the method is not an HTTP method in upper case")
         return Call(method, tokens, headers=headers, body=message.body)
 
-    def encode_response(self, response: Response) -> bytes:
+    def encode_response(self, response: Response | Result) -> bytes:
         """Return the payload of a reply; of a repeated header the first goes."""
         message = self._make(status=response.status, body=response.body)
         _fill(message.header, response.headers)

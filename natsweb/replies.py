@@ -1,4 +1,4 @@
-"""What a handler returns, as a `Response`; what it raises, as problem+json (RFC 9457).
+"""What a handler returns, as a response or its plain record; what it raises, as problem+json (RFC 9457).
 
 `None` is 204, `Response`, `str` and `bytes` go as they are, everything else is JSON through the validator of
 the return annotation, once. The only place that knows the shape of a problem. Knows no requests and no wire.
@@ -17,7 +17,7 @@ from typing_extensions import Unpack
 
 from natsweb.errors import FieldError, HTTPError
 from natsweb.headers import Headers, HeaderSource
-from natsweb.messages import Call, CookieAttributes, NotExecuted, Request, Response, cookie_line, forgetting
+from natsweb.messages import Call, CookieAttributes, NotExecuted, Request, Response, Result, cookie_line, forgetting
 
 __all__ = [
     "Created",
@@ -43,7 +43,7 @@ _PROBLEM = Headers({"content-type": "application/problem+json"})
 _NONE = Headers()
 
 #: From a handler's return value to its response.
-ToResponse = Callable[[Any], "Response | Deferred"]
+ToResponse = Callable[[Any], "Response | Result | Deferred"]
 
 
 class Problem(BaseModel):
@@ -160,9 +160,9 @@ def compile_reply(annotation: Any, status: int | None) -> ToResponse:
 
     model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
-    def to_response(value: Any) -> Response | Deferred:
+    def to_response(value: Any) -> Response | Result | Deferred:
         if type(value) is model:  # an instance of the very model is not validated again
-            return Response.trusted(some, _JSON, to_bytes(value, by_alias=True))
+            return Result(some, _JSON, to_bytes(value, by_alias=True))
         if isinstance(value, Response):
             has_type = "content-type" in value.headers or not (value.body or value.pieces)
             return value if has_type else value.with_headers(_OCTETS)
@@ -174,21 +174,23 @@ def compile_reply(annotation: Any, status: int | None) -> ToResponse:
             value = validate(value)
         kind = type(value)
         if kind not in as_they_are:
-            return Response.trusted(some, _JSON, to_bytes(value, by_alias=True))
+            return Result(some, _JSON, to_bytes(value, by_alias=True))
         if value is None:
-            return Response.trusted(none, _NONE, b"")
+            return Result(none, _NONE, b"")
         if kind is str:
-            return Response.trusted(some, _TEXT, value.encode())
-        return Response.trusted(some, _BYTES, value)
+            return Result(some, _TEXT, value.encode())
+        return Result(some, _BYTES, value)
 
     return to_response
 
 
-def _replied(reply: "Reply[Any]", response: Response | Deferred) -> Response:
+def _replied(reply: "Reply[Any]", response: Response | Result | Deferred) -> Response | Result:
     """Return the response of a reply's body with the reply's own status and headers."""
     if isinstance(response, Deferred):
         raise TypeError(f"{response!r} has its own status and headers; return it without Reply")
     own = response.headers.without(*[name for name, _ in reply.headers]) + reply.headers
+    if isinstance(response, Result):
+        return Result(reply.status or response.status, own, response.body)
     return response.model_copy(update={"headers": own, "status": reply.status or response.status})
 
 

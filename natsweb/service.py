@@ -12,7 +12,7 @@ import logging
 import os
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from typing import Any, Generic, Self, cast
+from typing import Any, Generic, Self, cast, overload
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 from typing_extensions import TypeVar
@@ -27,7 +27,7 @@ from natsweb.events import Publisher, check_subject, parse_subject
 from natsweb.feeds import caller_of
 from natsweb.given import Supplies, is_given
 from natsweb.lifespans import Lifespan
-from natsweb.messages import Call, Request, Response
+from natsweb.messages import Call, Request, Response, Result
 from natsweb.micro import ROOT, ROUTES, WIRE, Endpoint, routes_hash
 from natsweb.middleware import Handler, Middleware
 from natsweb.mounts import Below, Mount, Mounted, is_handler, mounts
@@ -413,16 +413,20 @@ class Service(Router, Generic[S]):
 
     # ── serving ──
 
-    def handle(self, call: Call | Request) -> Coroutine[Any, Any, Response]:
+    @overload
+    def handle(self, call: Request) -> Coroutine[Any, Any, Response]: ...
+    @overload
+    def handle(self, call: Call) -> Coroutine[Any, Any, Response | Result]: ...
+    def handle(self, call: Call | Request) -> Coroutine[Any, Any, Response | Result]:
         """Answer one request; errors are responses (problem+json), the traceback of a failing handler is logged.
 
-        Whoever passes a `Call` closes its `after` when the reply has gone; with a `Request` that is done before
-        this returns, or when the stream of the answer has ended or was closed. The one thing that gets out is
-        `asyncio.CancelledError`, of whoever cancels this call.
+        Whoever passes a `Call` gets a plain record of most answers, and closes the call's `after` when the reply has
+        gone; with a `Request` that is done before this returns, or when the stream of the answer has ended or was
+        closed. The one thing that gets out is `asyncio.CancelledError`, of whoever cancels this call.
         """
         return self._dispatcher.handle(call)
 
-    def hand(self, route: Route, call: Call, params: dict[str, str]) -> Coroutine[Any, Any, Response]:
+    def hand(self, route: Route, call: Call, params: dict[str, str]) -> Coroutine[Any, Any, Response | Result]:
         """Give an event to one of the handlers in `events`; errors are responses, as with `handle`, and are logged."""
         return self._dispatcher.hand(route, call, params)
 

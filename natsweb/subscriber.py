@@ -19,7 +19,7 @@ from natsweb.current import Limited
 from natsweb.errors import HandlerFailed, HTTPError, ReplyTooLarge, Stopping, TimeUp, TooLarge
 from natsweb.events import Listening, Publisher, check_subject
 from natsweb.jobs import collect
-from natsweb.messages import Call, Response, Socket
+from natsweb.messages import Call, Response, Result, Socket
 from natsweb.paths import Template
 from natsweb.replies import problem
 from natsweb.routes import Route
@@ -48,7 +48,7 @@ class Listens(Protocol):
         """The handlers of events."""
         ...
 
-    def hand(self, route: Route, call: Call, params: dict[str, str]) -> Coroutine[Any, Any, Response]:
+    def hand(self, route: Route, call: Call, params: dict[str, str]) -> Coroutine[Any, Any, Response | Result]:
         """Give an event to one of them."""
         ...
 
@@ -203,7 +203,8 @@ class _Event(Limited):
             self.call.channel = None
             self._subscriber.over(self)
 
-    async def _conclude(self, response: Response) -> None:
+    async def _conclude(self, result: Response | Result) -> None:
+        response = result.response()
         pieces = response.pieces
         if pieces is not None:
             try:

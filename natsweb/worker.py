@@ -19,7 +19,7 @@ from natsweb.bus import Bus, Subscription
 from natsweb.deadlines import Deadlines
 from natsweb.errors import BadRequest, HandlerFailed, HTTPError, NatsRefused, Overloaded, Stopping, TimeUp
 from natsweb.jobs import Job
-from natsweb.messages import Call, Response
+from natsweb.messages import Call, Response, Result
 from natsweb.proxy_wire import ProxyWire
 from natsweb.replies import problem
 from natsweb.subjects import REPLY_PREFIXES, subject_tokens
@@ -54,7 +54,7 @@ class App(Protocol):
         """Return the subjects to subscribe to."""
         ...
 
-    async def handle(self, call: Call) -> Response:
+    async def handle(self, call: Call) -> Response | Result:
         """Answer one request."""
         ...
 
@@ -286,17 +286,11 @@ class Worker:
             return
         call = job.call
         try:
-            response = await self._app.handle(call)
-            if type(response) is Response and not call.upgrade and len(response.body) <= _LARGE:
-                job.answer(response)  # nearly always, and so it is asked for first (tests/benchmarks)
-            elif not isinstance(response, Response):
-                raise TypeError(f"{self._app.name} answered with {type(response).__name__}, not a Response")
-            elif job.socket is not None:
-                await job.end_socket(response)
-            elif response.pieces is not None or len(response.body) > _LARGE:
-                await job.send(response)
+            result = await self._app.handle(call)
+            if type(result) is Result and not call.upgrade and len(result.body) <= _LARGE:
+                job.answer(result)  # nearly always, and so it is asked for first (tests/benchmarks)
             else:
-                job.answer(response)
+                await self._send(job, result)
         except asyncio.CancelledError:
             # Cancelled by us, it has its answer; a handler that cancels itself still owes one.
             if not job.answered:
@@ -313,6 +307,18 @@ class Worker:
             if job.call.counter is not None:  # its route was found when it had been answered already
                 job.call.counter.abandon()
             self._forget(job)
+
+    async def _send(self, job: Job, result: Response | Result) -> None:
+        """Answer with anything that an app may return: large, in pieces, on a WebSocket; else raises `TypeError`."""
+        if not isinstance(result, Response | Result):
+            raise TypeError(f"{self._app.name} answered with {type(result).__name__}, not a Response")
+        response = result.response()
+        if job.socket is not None:
+            await job.end_socket(response)
+        elif response.pieces is not None or len(response.body) > _LARGE:
+            await job.send(response)
+        else:
+            job.answer(response)
 
     def _forget(self, job: Job) -> None:
         """Let go of a request that is over, and use its place."""

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from natsweb.errors import BadPath
 from natsweb.headers import Headers
-from natsweb.messages import Call, NotExecuted, Request, Response, quote_query
+from natsweb.messages import Call, NotExecuted, Request, Response, Result, quote_query
 from natsweb.subjects import encode_segment, to_path
 
 law = settings(deadline=None, max_examples=200)
@@ -414,3 +414,14 @@ def test_prefers_with_several_lines():
 def test_json_is_the_parsed_body(message):
     """As in other libraries; pydantic's method of this name, long deprecated, dumps the model."""
     assert message.json() == {"a": 1}
+
+
+def test_a_result_is_its_response():
+    """The plain record of an answer gives the response that has the same attributes, a response itself."""
+    headers = Headers([("a", "1"), ("a", "\xe9")])
+    result = Result(404, headers, b"\0")
+    response = result.response()
+    assert response == Response(status=404, headers=headers, body=b"\0")
+    assert response.response() is response
+    for name in ("status", "headers", "body", "pieces", "retry", "silent"):
+        assert getattr(result, name) == getattr(response, name)

@@ -70,7 +70,7 @@ def test_responses_pass():
 def test_values_are_validated_once_or_refused():
     """A value becomes what the annotation says, or the validator's error."""
     to_response = compile_reply(list[Order], None)
-    assert to_response(({"id": "1"}, Order(id=2))).text == '[{"id":1},{"id":2}]'
+    assert to_response(({"id": "1"}, Order(id=2))).body == b'[{"id":1},{"id":2}]'
     with pytest.raises(ValidationError):
         to_response([{}])
 

@@ -65,7 +65,7 @@ async def ask(service: Service, path: str = "/", **fields: Any) -> Response:
 async def serve_one(service: Service, journal: Journal, path: str = "/") -> Response:
     """Answer one request as the worker does, and write down when the reply goes."""
     call = Call("GET", path_tokens(path))
-    response = await service.handle(call)
+    response = (await service.handle(call)).response()
     journal.append(f"reply {response.status}")
     if call.after is not None:
         await call.after.close()

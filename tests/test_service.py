@@ -415,7 +415,7 @@ async def test_params_of_a_request(service, call):
     async def show(a: int, b: str, request: Request):
         return request.params
 
-    assert (await service.handle(call)).parse_json() == {"a": "1", "b": "x/"}
+    assert (await service.handle(call)).response().parse_json() == {"a": "1", "b": "x/"}
 
 
 def test_patterns(service):

@@ -7,7 +7,7 @@ somebody asks for the model; it has the same attribute names. This module knows 
 
 from natsweb.messages.fields import CookieAttributes, cookie_line, cookies_of, forgetting, parse_query, quote_query
 from natsweb.messages.request import After, Call, CallHead, Channel, Counts, Request, Socket
-from natsweb.messages.response import NoAnswer, NotExecuted, Pieces, Response, StreamingResponse
+from natsweb.messages.response import NoAnswer, NotExecuted, Pieces, Response, Result, StreamingResponse
 
 __all__ = [
     "After",
@@ -21,6 +21,7 @@ __all__ = [
     "Pieces",
     "Request",
     "Response",
+    "Result",
     "Socket",
     "StreamingResponse",
     "cookie_line",

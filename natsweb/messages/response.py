@@ -6,7 +6,7 @@ Knows values; it knows no requests and no wire.
 import json
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, final
 
 from pydantic import (
     BaseModel,
@@ -21,7 +21,7 @@ from natsweb.headers import Headers, HeaderSource
 from natsweb.messages.bodies import MODEL, Body
 from natsweb.messages.fields import CookieAttributes, cookie_line, forgetting
 
-__all__ = ["NoAnswer", "NotExecuted", "Pieces", "Response", "StreamingResponse"]
+__all__ = ["NoAnswer", "NotExecuted", "Pieces", "Response", "Result", "StreamingResponse"]
 
 
 _RESPONSE_FIELDS = {"status", "headers", "body"}  # shared by all trusted ones; copies of them get their own
@@ -83,6 +83,10 @@ class Response(BaseModel):
         _set_private(self, None)
         return self
 
+    def response(self) -> "Response":
+        """Return this response: see `Result.response`."""
+        return self
+
     def with_headers(self, headers: Mapping[str, str]) -> Self:
         """Return this response with `headers` added; those of the same name are replaced."""
         return self.model_copy(update={"headers": self.headers.without(*headers) + headers})
@@ -113,6 +117,29 @@ class Response(BaseModel):
     def json(self, **options: Any) -> Any:
         """Return the body as parsed JSON: see `parse_json`."""
         return self.parse_json()
+
+
+@final
+class Result:
+    """The plain record of a whole answer: attribute for attribute a `Response`, unvalidated and cheap.
+
+    Nearly every answer is one from its handler to the wire (tests/benchmarks); middleware and handlers see responses.
+    """
+
+    __slots__ = ("body", "headers", "status")
+
+    retry: ClassVar[bool] = False
+    silent: ClassVar[bool] = False
+    pieces: ClassVar[None] = None
+
+    def __init__(self, status: int, headers: Headers, body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    def response(self) -> Response:
+        """Return the pydantic model of this answer."""
+        return Response.trusted(self.status, self.headers, self.body)
 
 
 class NotExecuted(Response):

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from natsweb.current import Limited
 from natsweb.errors import HandlerFailed, Stopping, TimeUp
 from natsweb.gateway.scopes import Event, Receive, Send
-from natsweb.messages import Call, Response, Socket
+from natsweb.messages import Call, Response, Result, Socket
 from natsweb.replies import problem
 from natsweb.streams import WINDOW
 
@@ -24,7 +24,7 @@ __all__ = ["Handle", "Inflow", "Visit"]
 T = TypeVar("T")
 
 #: What answers a request: a service's `handle`.
-Handle = Callable[[Call], Coroutine[Any, Any, Response]]
+Handle = Callable[[Call], Coroutine[Any, Any, Response | Result]]
 
 
 class Inflow(Generic[T]):
@@ -127,7 +127,7 @@ class Visit(Limited, abc.ABC):
 
     async def _work(self) -> None:
         try:
-            await self.conclude(await self._handle(self.call))
+            await self.conclude((await self._handle(self.call)).response())
             self.complete = True
         except asyncio.CancelledError:
             # Cancelled from here, it has its answer; a handler that cancels itself still owes one.

@@ -9,7 +9,7 @@ import re
 
 from natsweb.errors import BadReply, phrase
 from natsweb.headers import Headers, encode_line
-from natsweb.messages import Response
+from natsweb.messages import Response, Result
 from natsweb.wire.fields import (
     DIGITS,
     END,
@@ -53,7 +53,7 @@ def error_fields(status: int, detail: str) -> bytes:
 
 
 def encode_response(
-    response: Response, *, method: str = "GET", retry: bool = False, error: str | None = None
+    response: Response | Result, *, method: str = "GET", retry: bool = False, error: str | None = None
 ) -> tuple[bytes, bytes]:
     """Return (header block, payload) of a reply to a request with `method`.
 
@@ -73,7 +73,7 @@ def encode_response(
     return header, payload
 
 
-def _encode_head(response: Response, method: str, retry: bool, error: str | None) -> bytes:
+def _encode_head(response: Response | Result, method: str, retry: bool, error: str | None) -> bytes:
     status, payload = response.status, response.body
     lines = [START]
     if status != 200:
