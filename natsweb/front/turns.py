@@ -337,7 +337,8 @@ class Turns(HttpToolsProtocol):
         try:
             if isinstance(outcome, HTTPError):
                 raise outcome
-            status, lines, body = self._owner.exchange.decode_reply(*outcome, item.incoming.method)
+            header, payload = outcome
+            status, lines, body = self._owner.exchange.decode_reply(header, payload, item.incoming.method)
         except HTTPError as error:
             if isinstance(error, BadReply):
                 path = item.incoming.raw_path.decode("latin-1")

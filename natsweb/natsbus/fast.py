@@ -15,7 +15,7 @@ from nats.protocol.parser import Parser
 from natsweb.bus import ReceiveParts, Subscription
 from natsweb.errors import NatsDown, Overloaded
 from natsweb.natsbus.client import RawClient
-from natsweb.natsbus.link import LinkSubscription, NatsBus, check_message, to_message
+from natsweb.natsbus.link import MAX_LINE, LinkSubscription, NatsBus, check_message, to_message
 from natsweb.settings import Nats
 
 __all__ = ["FastBus", "fits"]
@@ -91,11 +91,13 @@ class FastBus(NatsBus):
             length = len(header)
             size += length
             frame = b"HPUB %b %b %d %d\r\n%b%b\r\n" % (subject, reply, length, size, header, payload)
-        check_message(subject, reply, size, client._max_payload)
+        whole = len(frame)
+        if size > client._max_payload or whole - size > MAX_LINE:
+            check_message(subject, reply, size, client._max_payload)
         if self._out_bytes > _MAX_UNSENT:
             raise Overloaded("the connection to NATS is congested")
         self._out.append(frame)
-        self._out_bytes += len(frame)
+        self._out_bytes += whole
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._write_soon)

@@ -28,7 +28,7 @@ from natsweb.errors import (
 from natsweb.natsbus.client import RawClient, close_quietly, open_client
 from natsweb.settings import Nats, mask
 
-__all__ = ["LinkSubscription", "NatsBus", "check_message", "to_message"]
+__all__ = ["MAX_LINE", "LinkSubscription", "NatsBus", "check_message", "to_message"]
 
 logger = logging.getLogger("natsweb.nats")
 
@@ -37,7 +37,7 @@ _MAX_COMPLAINTS = 1000
 _REFUSED = re.compile(r'permissions violation for publish to "([^"]+)"').search
 _MAX_LAST_WORDS = 10_000
 _MAX_LAST_BYTES = 16 * 1024 * 1024
-_MAX_LINE = 4096 - 64  # nats-server's limit of a protocol line, less the sizes and the spaces
+MAX_LINE = 4096 - 64  # nats-server's limit of a protocol line, less the sizes and the spaces
 
 
 class LinkSubscription:
@@ -287,7 +287,7 @@ def check_message(subject: str | bytes, reply: str | bytes, size: int, max_paylo
     """Raise before anything is sent that the server would answer by closing the connection."""
     if size > max_payload:
         raise TooLarge(f"the message is larger than the NATS server's max_payload ({max_payload} bytes)")
-    if len(subject) + len(reply) > _MAX_LINE:
+    if len(subject) + len(reply) > MAX_LINE:
         raise SubjectTooLong("the subject is too long for a NATS protocol line")
 
 
