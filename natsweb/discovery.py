@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from natsweb.bus import Bus, Message, Subscription
-from natsweb.catalogue import Catalogue, Owner
+from natsweb.catalogue import Catalogue
 from natsweb.counters import Counter
 from natsweb.documents import Paper, document_subject
 from natsweb.errors import HTTPError, NatsRefused, NoService
@@ -322,6 +322,8 @@ class Directory:
         reply_prefixes: tuple[str, ...] = REPLY_PREFIXES,
     ) -> None:
         self.catalogue = Catalogue(root)
+        #: Returns whose a request is: see `Catalogue.owner`.
+        self.owner = self.catalogue.owner
         self._bus = bus
         self._on_change = on_change
         self._on_gone = on_gone
@@ -359,10 +361,6 @@ class Directory:
             self._poller.cancel()
             await asyncio.gather(self._poller, return_exceptions=True)
             self._poller = None
-
-    def owner(self, method: str, tokens: Sequence[str]) -> Owner | None:
-        """Return whose a request is: see `Catalogue.owner`."""
-        return self.catalogue.owner(method, tokens)
 
     def was_there(self, tokens: Sequence[str]) -> bool:
         """Tell whether somebody has served a path, now or before."""

@@ -143,9 +143,10 @@ class Exchange:
         return incoming.owner is not None and incoming.owner.takes_body
 
     def _check_pending(self) -> None:
-        if len(self._streams) >= self.limits.streams:
+        limits = self.limits
+        if len(self._streams) >= limits.streams:
             raise Overloaded("the gateway has as many streams and WebSockets open as it may have")
-        if len(self._flights) >= self.limits.pending or self._pending_bytes > self.limits.pending_bytes:
+        if len(self._flights) >= limits.pending or self._pending_bytes > limits.pending_bytes:
             raise Overloaded("the gateway has as many requests under way as it may have")
 
     def too_large(self) -> TooLarge:
@@ -177,13 +178,13 @@ class Exchange:
         """
         if incoming.head is None or incoming.turn != self.turns:
             self.prepare(incoming)
-        size = len(incoming.fields) + len(body)
-        if size > self.limits.margin and size > self.max_body:
+        limits, size = self.limits, len(incoming.fields) + len(body)
+        if size > limits.margin and size > self.max_body:
             raise self.too_large()
-        if body and 0 < self.limits.body < len(body):
+        if body and 0 < limits.body < len(body):
             raise self.over_limit()
         self._check_pending()
-        if self.limits.per_client and incoming.client is not None:
+        if limits.per_client and incoming.client is not None:
             self._count_client(incoming.client)
         flight = Flight(self, incoming, body, done)
         self._flights.add(flight)
@@ -224,11 +225,17 @@ class Exchange:
             self._look_up(incoming)
         if incoming.limit is not None:
             incoming.timeout = min(incoming.timeout, incoming.limit)
-        owner = None
+        owner = service = None
         if self.directory is not None:
             owner = self.directory.owner(WEBSOCKET if incoming.upgrade else incoming.method, self._tokens(incoming))
-            if owner is None and self.known_only:
+            if owner is not None:
+                service = owner.name
+            elif self.known_only:
                 raise NoService("no service has this path")
+            elif self.directory.knows_natsweb:
+                # Nobody is meant, so that services which the catalogue does not know yet do not all run the request:
+                # `turn` sends it again to the one that appears.
+                service = _NOBODY
         incoming.owner = owner
         incoming.turn = self.turns
         incoming.head = request_head(
@@ -237,7 +244,7 @@ class Exchange:
             query=incoming.query,
             client=incoming.client,
             scheme=incoming.scheme,
-            service=self._name(owner),
+            service=service,
             window=self.window,
             more=incoming.more,
             upgrade=incoming.upgrade,
@@ -253,16 +260,6 @@ class Exchange:
             if subject.startswith(start):
                 incoming.timeout = seconds
                 return
-
-    def _name(self, owner: Owner | None) -> str | None:
-        """Return who is meant.
-
-        For a path that nobody has claimed it is nobody, so that services which the catalogue does not know yet do not
-        all run the request: `turn` sends it again to the one that appears.
-        """
-        if owner is not None:
-            return owner.name
-        return _NOBODY if self.directory is not None and self.directory.knows_natsweb else None
 
     def _tokens(self, incoming: Incoming) -> list[str]:
         below = incoming.subject[len(self.root) + 1 :]
