@@ -8,7 +8,7 @@ does, the task is its own, and what is behind it goes on in another. So no piece
 import asyncio
 import contextvars
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Generic, Protocol, TypeVar
 
 __all__ = ["Tasks", "Work"]
@@ -24,9 +24,13 @@ W = TypeVar("W", bound=Work)
 
 
 class Tasks(Generic[W]):
-    """Runs `run(work)` for all work that is started, in its order; `run` raises nothing."""
+    """Has all work that is started run, in its order.
 
-    def __init__(self, run: Callable[[W], Coroutine[Any, Any, None]], name: str) -> None:
+    `run` raises nothing. It gets pieces of work and does them one after the other; there are more as long as it has
+    waited for nothing.
+    """
+
+    def __init__(self, run: Callable[[Iterator[W]], Coroutine[Any, Any, None]], name: str) -> None:
         self._run = run
         self._name = name
         self._queue: deque[W] = deque()
@@ -44,19 +48,20 @@ class Tasks(Generic[W]):
             self._begin()
 
     def _begin(self) -> None:
-        task = asyncio.Task(self._work(), loop=self._loop, name=self._name, context=self._context.copy())
-        self._task = task
+        run = self._run(self._pieces())
+        self._task = asyncio.Task(run, loop=self._loop, name=self._name, context=self._context.copy())
 
-    async def _work(self) -> None:
+    def _pieces(self) -> Iterator[W]:
+        """Give a task what waits to be done, until the task has to end."""
         task = asyncio.current_task()
         assert task is not None
         before = contextvars.copy_context()
         self._loop.call_soon(self._go_on, task)
-        queue, run = self._queue, self._run
+        queue = self._queue
         while queue:
             work = queue.popleft()
             work.task = task
-            await run(work)
+            yield work
             if self._task is not task:  # it has waited, and others have gone on
                 return
             if task.cancelling() or contextvars.copy_context() != before:

@@ -13,6 +13,7 @@ import logging
 import math
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import Protocol
 
 from natsweb.bus import Bus, Subscription
@@ -280,33 +281,34 @@ class Worker:
         self._paths[subject] = tokens
         return tokens
 
-    async def _run(self, job: Job) -> None:
-        if job.answered:  # before its turn came: its caller has left, or its time is up
-            self._forget(job)
-            return
-        call = job.call
-        try:
-            result = await self._app.handle(call)
-            if type(result) is Result and not call.upgrade and len(result.body) <= _LARGE:
-                job.answer(result)  # nearly always, and so it is asked for first (tests/benchmarks)
-            else:
-                await self._send(job, result)
-        except asyncio.CancelledError:
-            # Cancelled by us, it has its answer; a handler that cancels itself still owes one.
-            if not job.answered:
-                logger.error("a handler of %s cancelled itself: %s %s", self._app.name, call.method, call.raw_path)
-            job.answer(problem(HandlerFailed("the handler cancelled itself")))
-        except BaseException:
-            logger.exception("serving a request of %s failed", self._app.name)
-            job.answer(problem(HandlerFailed("the service failed; its log says why")))
-        try:
-            if job.call.after is not None:
-                job.due = math.inf  # what follows the answer has its own deadlines
-                await job.call.after.close()
-        finally:
-            if job.call.counter is not None:  # its route was found when it had been answered already
-                job.call.counter.abandon()
-            self._forget(job)
+    async def _run(self, jobs: Iterator[Job]) -> None:
+        for job in jobs:
+            if job.answered:  # before its turn came: its caller has left, or its time is up
+                self._forget(job)
+                continue
+            call = job.call
+            try:
+                result = await self._app.handle(call)
+                if type(result) is Result and not call.upgrade and len(result.body) <= _LARGE:
+                    job.answer(result)  # nearly always, and so it is asked for first (tests/benchmarks)
+                else:
+                    await self._send(job, result)
+            except asyncio.CancelledError:
+                # Cancelled by us, it has its answer; a handler that cancels itself still owes one.
+                if not job.answered:
+                    logger.error("a handler of %s cancelled itself: %s %s", self._app.name, call.method, call.raw_path)
+                job.answer(problem(HandlerFailed("the handler cancelled itself")))
+            except BaseException:
+                logger.exception("serving a request of %s failed", self._app.name)
+                job.answer(problem(HandlerFailed("the service failed; its log says why")))
+            try:
+                if call.after is not None:
+                    job.due = math.inf  # what follows the answer has its own deadlines
+                    await call.after.close()
+            finally:
+                if call.counter is not None:  # its route was found when it had been answered already
+                    call.counter.abandon()
+                self._forget(job)
 
     async def _send(self, job: Job, result: Response | Result) -> None:
         """Answer with anything that an app may return: large, in pieces, on a WebSocket; else raises `TypeError`."""

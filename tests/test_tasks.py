@@ -19,14 +19,15 @@ class Piece:
         self.done = asyncio.Event()
 
 
-async def run(piece):
-    """Do it, as a worker does: nothing gets out."""
-    try:
-        await piece.do()
-    except BaseException as error:
-        piece.error = error
-    finally:
-        piece.done.set()
+async def run(pieces):
+    """Do them, as a worker does: nothing gets out."""
+    for piece in pieces:
+        try:
+            await piece.do()
+        except BaseException as error:
+            piece.error = error
+        finally:
+            piece.done.set()
 
 
 @pytest.fixture
