@@ -23,7 +23,7 @@ from natsweb.recipes import AppScope
 from natsweb.replies import Deferred, problem
 from natsweb.routers import OnError
 from natsweb.routes import Route
-from natsweb.routing import WEBSOCKET, Match, Matcher, Options
+from natsweb.routing import WEBSOCKET, Matcher, Options
 from natsweb.scopes import RequestScope, unless_cancelled
 from natsweb.subjects import decode_token
 from natsweb.threads import Threads
@@ -159,7 +159,7 @@ class Dispatcher:
             if not self.is_compiled:
                 self._prepare()
             found = self._matcher.find(WEBSOCKET if call.upgrade else call.method, call.tokens)
-            if type(found) is not Match:
+            if type(found) is not tuple:
                 return _redirect_or_options(found, call)
             endpoint, params = found
             if owner.counter is not endpoint.counter:

@@ -35,7 +35,7 @@ from natsweb.openapi import document
 from natsweb.params import Depends
 from natsweb.routers import Declared, Router, caller_line, check_depends, check_prefix, parse_template
 from natsweb.routes import Route
-from natsweb.routing import Match, Matcher
+from natsweb.routing import Matcher
 from natsweb.security import Scheme, stand_in
 from natsweb.subjects import check_root, minimal_cover
 from natsweb.threads import Threads
@@ -436,7 +436,7 @@ class Service(Router, Generic[S]):
             found = self._matcher.find(call.method, call.tokens)
         except HTTPError:
             return False
-        return isinstance(found, Match) and (isinstance(found.endpoint, Mount) or found.endpoint.takes_stream)
+        return isinstance(found, tuple) and (isinstance(found[0], Mount) or found[0].takes_stream)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope over plain HTTP, without NATS: `uvicorn app:svc`."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from natsweb.errors import BadPath, DeclarationError, MethodNotAllowed, NoRoute
 from natsweb.paths import Capture, Literal, Tail, Template
-from natsweb.routing import Match, Matcher, Options, Redirect
+from natsweb.routing import Matcher, Options, Redirect
 from natsweb.subjects import path_tokens
 
 law = settings(deadline=None, max_examples=400)
@@ -36,7 +36,7 @@ def declare(*routes: str) -> Matcher[Declared]:
 def ask(router: Matcher[Declared], method: str, path: str):
     """Return (template, captures), Options or Redirect."""
     found = router.find(method, path_tokens(path))
-    return (found.endpoint.template.text, found.params) if isinstance(found, Match) else found
+    return (found[0].template.text, found[1]) if isinstance(found, tuple) else found
 
 
 # ── the naive matcher ────────────────────────────────────────────────────────────────────────────
@@ -83,9 +83,9 @@ def simple(router: Matcher[Declared], method: str, path: str):
         return None
     except MethodNotAllowed as error:
         return error.headers["allow"].split(", ")
-    if isinstance(found, Match):
-        template = found.endpoint.template
-        return template.text if template.path(found.params) == path else found
+    if isinstance(found, tuple):
+        template = found[0].template
+        return template.text if template.path(found[1]) == path else found
     return found.allow if isinstance(found, Options) else found
 
 
