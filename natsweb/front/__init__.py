@@ -63,8 +63,7 @@ class Front:
             self.pick = gateway.pick
         self.here = gateway.here
         self.stopping = False
-        self._dated: list[tuple[bytes, bytes]] = []
-        self._date_lines = b""
+        self.dates = b""
         self._answers: list[tuple[asyncio.Transport, bytes]] = []
         self._sweeper: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
@@ -83,6 +82,8 @@ class Front:
             access_log=False,
             proxy_headers=False,
             server_header=False,
+            callback_notify=self._renew_dates,
+            timeout_notify=-(10**9),  # whenever uvicorn has renewed them, even if the clock was set back
             timeout_graceful_shutdown=max(1, round(grace)) + 5,
         )
         self._server = _Server(config)
@@ -111,13 +112,9 @@ class Front:
         self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]), name="natsweb front")
         self._sweeper = asyncio.create_task(self._sweep(), name="natsweb front timers")
 
-    def date_lines(self) -> bytes:
-        """Return the field lines that every answer has: uvicorn renews them once a second."""
-        fields = self._server.server_state.default_headers
-        if fields is not self._dated:
-            self._dated = fields
-            self._date_lines = b"".join([b"%b: %b\r\n" % field for field in fields])
-        return self._date_lines
+    async def _renew_dates(self) -> None:
+        """Take over the fields that every answer has, which uvicorn renews once a second."""
+        self.dates = b"".join([b"%b: %b\r\n" % field for field in self._server.server_state.default_headers])
 
     def write(self, transport: asyncio.Transport, data: bytes) -> None:
         """Write an answer in one go with the others of this turn of the event loop.

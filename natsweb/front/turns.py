@@ -58,10 +58,8 @@ class Owner(Protocol):
     stopping: bool
     #: From host and raw path to the exchange of a request and its path there, if there are several exchanges.
     pick: Callable[[bytes, bytes], tuple[Exchange, bytes]] | None
-
-    def date_lines(self) -> bytes:
-        """Return the field lines that every answer has."""
-        ...
+    #: The field lines that every answer has.
+    dates: bytes
 
     def write(self, transport: asyncio.Transport, data: bytes) -> None:
         """Write an answer of the fast door, soon."""
@@ -294,7 +292,7 @@ class Turns(HttpToolsProtocol):
         if self._owner.log:
             self._log_answer(method, status)
         last = (self._stopping or self._deaf or self._owner.stopping) and not self._queue
-        head = _STATUS_LINES[status] + self._owner.date_lines()
+        head = _STATUS_LINES[status] + self._owner.dates
         keep_alive = item.keep_alive and not last
         self._streamed = answer = StreamedAnswer(self, opened, head, keep_alive=keep_alive, is_old=item.is_old)
         reader = opened.stream.sink
@@ -354,7 +352,7 @@ class Turns(HttpToolsProtocol):
             keep_alive = False
         if owner.log:
             self._log_answer(method, status)
-        line, dates = _STATUS_LINES[status], owner.date_lines()
+        line, dates = _STATUS_LINES[status], owner.dates
         close = b"" if keep_alive else b"connection: close\r\n"
         if status == 204 or status == 304 or method == "HEAD":
             data = b"%b%b%b%b\r\n" % (line, dates, lines, close)
