@@ -11,7 +11,8 @@ import random
 import re
 import time
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple, Protocol, TypeAlias
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, TypeAlias, final
 
 from natsweb.bus import Asked, Bus, Reply
 from natsweb.catalogue import Owner
@@ -28,7 +29,9 @@ _RECONNECT = 1.0  # within which a lost request that may be repeated finds a con
 _FEED = re.compile(rb"(?:^|\n)content-type: *text/event-stream", re.IGNORECASE).search
 
 
-class Opened(NamedTuple):
+@final
+@dataclass(frozen=True, slots=True)
+class Opened:
     """An answer that streams: its status, its field lines, and where its bytes come from. Status 101 is a WebSocket."""
 
     status: int

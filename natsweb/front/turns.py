@@ -268,15 +268,15 @@ class Turns(HttpToolsProtocol):
     def _landed(self, outcome: Reply | Opened | HTTPError) -> None:
         """Write the outcome of the flight under way."""
         item = self._running
-        if isinstance(outcome, Opened):
-            if isinstance(item, Ready) and not self.transport.is_closing():
-                self._open(item, outcome)
-            else:
-                outcome.flight.drop()
-            return
-        self._flight = None
-        if isinstance(item, Ready) and not self.transport.is_closing():
-            self._answer(item, outcome)
+        wanted = item if isinstance(item, Ready) and not self.transport.is_closing() else None
+        if type(outcome) is not Opened:
+            self._flight = None
+            if wanted is not None:
+                self._answer(wanted, outcome)
+        elif wanted is not None:
+            self._open(wanted, outcome)
+        else:
+            outcome.flight.drop()
 
     # ── an answer that streams ──
 
@@ -333,7 +333,7 @@ class Turns(HttpToolsProtocol):
 
     def _answer(self, item: Ready, outcome: Reply | HTTPError) -> None:
         try:
-            if isinstance(outcome, HTTPError):
+            if not isinstance(outcome, tuple):
                 raise outcome
             header, payload = outcome
             status, lines, body = self._owner.exchange.decode_reply(header, payload, item.incoming.method)
