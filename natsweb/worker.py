@@ -13,8 +13,8 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Coroutine, Iterator
+from typing import Any, Protocol
 
 from natsweb.bus import Bus, Subscription
 from natsweb.deadlines import Deadlines
@@ -55,7 +55,7 @@ class App(Protocol):
         """Return the subjects to subscribe to."""
         ...
 
-    async def handle(self, call: Call) -> Response | Result:
+    def handle(self, call: Call) -> Coroutine[Any, Any, Response | Result]:
         """Answer one request."""
         ...
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from natsweb.errors import Mistake
 from tests.benchmarks.binding import measure_binding
+from tests.benchmarks.instructions import count_instructions
 from tests.benchmarks.load import Sample, find_wrk, measure
 from tests.benchmarks.naming import measure_naming
 from tests.benchmarks.profile import profile
@@ -41,6 +42,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--strict", action="store_true", help="exit 1 if a bar is missed")
     parser.add_argument("--scale", action="store_true", help="measure a gateway among 200 services instead")
     parser.add_argument("--streams", action="store_true", help="measure bodies, events and WebSockets instead")
+    parser.add_argument("--instructions", action="store_true", help="count instructions by Valgrind instead")
     parser.add_argument("--quick", action="store_true", help="with --streams: little of everything, to try it out")
     parser.add_argument(
         "--profile", action="store_true", help="show where the time goes, by py-spy (natsweb, or --only)"
@@ -61,6 +63,10 @@ async def main(given: argparse.Namespace) -> int:
         return await _scale(given)
     if given.streams:
         return await _streams(given)
+    if given.instructions:
+        for side, count in (await count_instructions()).items():
+            print(f"{side:8} {count:,} instructions a request")
+        return 0
     find_wrk()
     given.json.parent.mkdir(parents=True, exist_ok=True)
     if given.profile:

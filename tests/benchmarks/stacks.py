@@ -21,9 +21,11 @@ from typing import NamedTuple
 from natsweb.embedded import embedded_server
 
 __all__ = [
+    "ANSWER",
     "APPS",
     "CASES",
     "NATS_SERVER",
+    "ORDERS",
     "PATH",
     "ROOT",
     "Case",
