@@ -56,7 +56,7 @@ def a_call(first: bytes, *rest: bytes, path: str = "/", error: BaseException | N
 
 async def ask(service: Service, call: Call) -> Response:
     """Return an answer, all of it."""
-    response = await service.handle(call)
+    response = (await service.handle(call)).response()
     if call.after is not None:
         await call.after.close()
     return response
