@@ -80,11 +80,8 @@ def _judge_places(
         findings.expect(False, f"{len(ids)} requests {words}, the first {ids[0]}")
 
 
-def _judge_waits(
-    outcomes: Iterable[Outcome], findings: Findings, where: str = "", longest: float | None = None
-) -> None:
-    """Judge that nobody waited long for an answer: `longest` milliseconds, or what is usual."""
-    longest = _LONGEST if longest is None else longest
+def _judge_waits(outcomes: Iterable[Outcome], findings: Findings, where: str = "", longest: float = _LONGEST) -> None:
+    """Judge that nobody waited long for an answer."""
     late = [one for one in outcomes if one.end == "answered" and one.wait_ms > longest]
     labels = ", ".join(f"{count} x {label}" for label, count in sorted(Counter(one.label for one in late).items()))
     worst = max((one.wait_ms for one in late), default=0.0)
