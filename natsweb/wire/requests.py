@@ -162,7 +162,9 @@ def decode_request(tokens: list[str], header: bytes | None, body: bytes) -> Call
         return Call("POST" if body else "GET", tokens, body=body)
     head = b""
     behind = header.find(b"\r\nNw-Method: ")
-    if behind >= 0 and (times := _known_times.get(header[:behind]) or _read_times(header[:behind])) is not None:
+    lines = header[:behind] if behind >= 0 else b""
+    times = _known_times.get(lines) or _read_times(lines)
+    if times is not None:
         head = header[behind:]
         known = _known_heads.get(head)
         if known is not None:
