@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import uvloop
@@ -75,6 +76,7 @@ class _Unplugged(FastBus):
     def __init__(self) -> None:
         super().__init__(Nats(urls=("nats://127.0.0.1:4222",)), "benchmark")
         self.written = _Written()
+        self._writer = SimpleNamespace(transport=self.written)
         self.sids: dict[str, int] = {}
         self._client._status = Client.CONNECTED
         self._client._max_payload = 1024 * 1024
@@ -84,10 +86,7 @@ class _Unplugged(FastBus):
         self.take: Callable[[bytes], None] = reader.feed_data
 
     def _socket(self) -> Any:
-        class Writer:
-            transport = self.written
-
-        return Writer
+        return self._writer
 
     async def _subscribe(self, client: RawClient, subscription: LinkSubscription) -> None:
         self.sids[subscription.subject] = number = len(self.sids) + 1
