@@ -7,6 +7,7 @@ and whose it is. Then a `Flight` carries it. It knows no sockets, no ASGI and no
 import asyncio
 import functools
 import logging
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
@@ -116,7 +117,8 @@ class Exchange:
         self._starting: set[Flight] = set()
         self._listener: asyncio.TimerHandle | None = None
         self._held: set[Flight] = set()
-        self._hold_for: float | None = None
+        self.is_paused = False
+        self._refusal: HTTPError | None = None
 
     def __repr__(self) -> str:
         return f"<Exchange below {self.root}: {len(self._flights)} requests under way, {len(self._streams)} streams>"
@@ -403,32 +405,37 @@ class Exchange:
 
     # ── holding requests while a service restarts ──
 
-    @property
-    def is_paused(self) -> bool:
-        """Whether requests that nobody listens to are held."""
-        return self._hold_for is not None
+    def pause(self) -> None:
+        """From now on, requests that nobody listens to wait for `resume` or `refuse`, as long as they may take."""
+        self.is_paused = True
+        self._refusal = None
 
-    def pause(self, hold: float) -> None:
-        """From now on, requests that nobody listens to wait up to `hold` seconds for `resume`."""
-        self._hold_for = hold
+    def refuse(self, detail: str) -> None:
+        """Answer requests that nobody listens to with a 503, those that wait as well, until `pause` or `resume`."""
+        self.is_paused = True
+        self._refusal = _not_serving(detail)
+        held, self._held = self._held, set()
+        for flight in held:
+            flight.finish(self._refusal)
 
     def resume(self) -> None:
         """Send what waits, and stop holding."""
-        self._hold_for = None
+        self.is_paused = False
         held, self._held = self._held, set()
         for flight in held:
             flight.send()
 
     def hold(self, flight: Flight) -> None:
-        """Keep a flight until `resume`, or answer 503 when the service is not back in time."""
+        """Keep a flight until `resume`, or answer 503: when its time is up, or at once while requests are refused."""
+        if self._refusal is not None:
+            flight.finish(self._refusal)
+            return
         self._held.add(flight)
-        restarting = HTTPError(
-            503,
-            "the service is restarting, or does not start",
-            reason="no_service",
-            headers={"retry-after": "1"},
-        )
-        flight.wait(self._hold_for or 0.0, lambda: flight.finish(restarting))
+        flight.wait(math.inf, lambda: flight.finish(_not_serving("the service is still starting")))
+
+
+def _not_serving(detail: str) -> HTTPError:
+    return HTTPError(503, detail, reason="no_service", headers={"retry-after": "1"})
 
 
 def check_method(method: str) -> None:

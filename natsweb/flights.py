@@ -59,11 +59,8 @@ class Tower(Protocol):
     wire: ProxyWire | None
     #: Whether what may be repeated is, although it may have been executed.
     retry_idempotent: bool
-
-    @property
-    def is_paused(self) -> bool:
-        """Whether requests that nobody listens to are held."""
-        ...
+    #: Whether requests that nobody listens to are held, or refused for now.
+    is_paused: bool
 
     @property
     def is_settling(self) -> bool:

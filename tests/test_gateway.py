@@ -873,7 +873,7 @@ async def test_a_gateway_that_finds_no_nats(ask, until):
 async def test_requests_are_held_while_a_service_restarts(ask, bus, until):
     """Between pause and resume, a request that nobody listens to waits for the service and is answered by it."""
     client, gateway = await ask()
-    gateway.exchange.pause(30)
+    gateway.exchange.pause()
     task = asyncio.create_task(client.post("/late", content=b"body"))
     await until(lambda: "1 requests" in repr(gateway.exchange))
     await gateway._own_bus.flush()
@@ -887,14 +887,34 @@ async def test_requests_are_held_while_a_service_restarts(ask, bus, until):
 
 
 async def test_a_hold_ends(ask, bus):
-    """A service that does not come back in time is a 503 with Retry-After; one that is there is not held."""
-    client, gateway = await ask()
+    """A service that is not back in time is a 503 with Retry-After; one that is there is not held."""
+    client, gateway = await ask(timeout=0.3)
     await answer_on(bus, "api.here", FINE)
-    gateway.exchange.pause(0.05)
+    gateway.exchange.pause()
     assert (await client.get("/here")).text == "fine"
     response = await client.get("/late")
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
-    assert "restarting" in response.json()["detail"]
+    assert "still starting" in response.json()["detail"]
+
+
+async def test_a_hold_is_given_up(ask, bus, until):
+    """Of a service that has not started, requests that wait hear at once, and so do those to come, until it is back."""
+    client, gateway = await ask()
+    exchange = gateway.exchange
+    exchange.pause()
+    held = asyncio.create_task(client.get("/late"))
+    await until(lambda: exchange._held)
+    exchange.refuse("it is broken")
+    for response in (await held, await client.get("/late")):
+        assert (response.status_code, response.json()["reason"]) == (503, "no_service")
+        assert response.json()["detail"] == "it is broken"
+    exchange.pause()
+    held = asyncio.create_task(client.get("/late"))
+    await until(lambda: exchange._held)
+    await answer_on(bus, "api.late", FINE)
+    exchange.resume()
+    assert (await held).text == "fine"
+    assert not exchange._flights
 
 
 async def live(gateway, *events):

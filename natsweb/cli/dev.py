@@ -34,7 +34,6 @@ from natsweb.errors import SettingsError, StartError
 
 __all__ = ["command"]
 
-_HOLD = 2.0
 _GRACE = 5.0
 _DEFAULT_PORT = 4222
 
@@ -188,6 +187,9 @@ async def _serve(
         exchange = gateway.exchange
         shown = announced
 
+        def on_failure() -> None:
+            exchange.refuse("the service is not running: see the terminal of natsweb dev")
+
         def on_start(now: list[dict[str, Any]]) -> None:
             nonlocal shown
             exchange.resume()
@@ -196,7 +198,7 @@ async def _serve(
                 _print_routes(now)
 
         try:
-            await stop.before(watch(child, folders, on_stop=lambda: exchange.pause(_HOLD), on_start=on_start))
+            await stop.before(watch(child, folders, on_stop=exchange.pause, on_start=on_start, on_failure=on_failure))
         finally:
             await front.stop()
 

@@ -105,10 +105,12 @@ async def watch(
     *,
     on_stop: Callable[[], None] = lambda: None,
     on_start: Callable[[list[dict[str, Any]]], None] = lambda _: None,
+    on_failure: Callable[[], None] = lambda: None,
 ) -> None:
     """Start the service again at every change of a Python file in `folders`, for ever.
 
-    `on_stop` is called before it goes and when it has ended by itself, `on_start` with its announcement.
+    `on_stop` is called before it goes, `on_start` with its announcement, and `on_failure` when it has ended by itself
+    or has not come up: it is not there until the next change.
     """
     changes = _changes(folders)
     change = asyncio.ensure_future(anext(changes))
@@ -117,7 +119,7 @@ async def watch(
         while True:
             await asyncio.wait([one for one in (change, ended) if one], return_when=asyncio.FIRST_COMPLETED)
             if not change.done() and ended is not None:
-                on_stop()
+                on_failure()
                 _say(f"the service ended with exit code {ended.result()}; waiting for a change")
                 ended = None
                 continue
@@ -126,6 +128,9 @@ async def watch(
             _say(f"{change.result()} changed, starting the service again")
             on_stop()
             ended = await _restart(child, on_start)
+            if ended is None:
+                on_failure()
+                _say("the service did not start; waiting for a change")
             change = asyncio.ensure_future(anext(changes))
     finally:
         for task in (change, ended):
@@ -140,7 +145,6 @@ async def _restart(child: Child, on_start: Callable[[list[dict[str, Any]]], None
     await child.stop()
     announced = await child.start()
     if announced is None:
-        _say("the service did not start; waiting for a change")
         return None
     on_start(announced)
     _say(f"serving again after {time.monotonic() - began:.1f} s")
