@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from .ledger import Entry, Outcome
 from .stage import Stage
+from .watch import Stalls
 
 __all__ = ["Case", "Findings", "Judge", "Scale"]
 
@@ -34,7 +35,7 @@ class Findings:
     """What a case finds: `figures` to record, `broken` promises in words, both besides the columns.
 
     `deadline` is the time in seconds within which every answer has to be there, `excused` and `repeats` are those of
-    `compare`.
+    `compare`. `stalls` are those of the machine, which nobody is blamed for.
     """
 
     figures: dict[str, float] = field(default_factory=dict)
@@ -42,12 +43,17 @@ class Findings:
     deadline: float = 10.0
     excused: set[str] = field(default_factory=set)
     repeats: bool = False
+    stalls: Stalls = field(default_factory=Stalls)
     say: Callable[[str], None] = lambda _: None
 
     def expect(self, holds: object, words: str) -> None:
         """Enter a broken promise unless it holds."""
         if not holds:
             self.broken.append(words)
+
+    def wait_ms(self, outcome: Outcome) -> float:
+        """Return how long a client waited, in milliseconds, without the time in which the machine stood still."""
+        return outcome.wait_ms - 1000 * self.stalls.seconds(outcome.sent, outcome.ended)
 
     def expect_ends(self, outcomes: Iterable[Outcome], allowed: set[str], where: str) -> None:
         """Enter every kind of end that is not among the allowed ones; a 2xx always is."""

@@ -82,7 +82,7 @@ def _judge_places(
 
 def _judge_waits(outcomes: Iterable[Outcome], findings: Findings, where: str = "", longest: float = _LONGEST) -> None:
     """Judge that nobody waited long for an answer."""
-    late = [one for one in outcomes if one.end == "answered" and one.wait_ms > longest]
+    late = [one for one in outcomes if one.end == "answered" and findings.wait_ms(one) > longest]
     labels = ", ".join(f"{count} x {label}" for label, count in sorted(Counter(one.label for one in late).items()))
     worst = max((one.wait_ms for one in late), default=0.0)
     findings.expect(not late, f"{where}{labels}: after more than {longest:.0f} ms, the last after {worst:.0f} ms")
@@ -212,7 +212,7 @@ def _judge_owner_kill(outcomes: Sequence[Outcome], at: float, findings: Findings
     findings.expect(told < _TOLD, f"a failure {told:.1f} s after the kill")
     served = [one.ended for one in outcomes if _is_order(one) and one.acked and one.sent > at]
     findings.worst("served by the next owner ms after the kill", (min(served, default=at + 99) - at) * 1000)
-    after = [one.wait_ms for one in outcomes if _is_order(one) and at + _TOLD <= one.sent < at + _TOLD + 1]
+    after = [findings.wait_ms(one) for one in outcomes if _is_order(one) and at + _TOLD <= one.sent < at + _TOLD + 1]
     findings.worst("longest wait afterwards ms", max(after, default=0.0))
     findings.expect(max(after, default=0.0) < 600, "a request waited for the owner that was known to be gone")
 

@@ -45,7 +45,7 @@ async def run(case: Case, scale: Scale, say: Callable[[str], None] = lambda _: N
     with tempfile.TemporaryDirectory(prefix="natsweb-chaos-") as folder:
         async with Stage(Path(folder)) as stage:
             try:
-                async with asyncio.timeout(case.limit(scale)):
+                async with asyncio.timeout(case.limit(scale)), findings.stalls:
                     outcomes, judge = await case.play(stage, scale, findings)
             except Exception as error:  # the other cases are played all the same
                 outcomes, judge = [], None
@@ -58,7 +58,8 @@ async def run(case: Case, scale: Scale, say: Callable[[str], None] = lambda _: N
         judge(entries)
     if failures := sum("Traceback" in line for line in output):
         findings.add("tracebacks in logs", failures)
-    late = [one.wait_ms for one in outcomes if one.end == "answered" and one.wait_ms > (findings.deadline + 1) * 1000]
+    waits = [findings.wait_ms(one) for one in outcomes if one.end == "answered"]
+    late = [wait for wait in waits if wait > (findings.deadline + 1) * 1000]
     findings.expect(not late, f"{len(late)} answers after their deadline, the last after {max(late, default=0):.0f} ms")
     tally = compare(case.name, outcomes, entries, excused=findings.excused, repeats=findings.repeats)
     broken = [f"{name}: {len(ids)}" for name, ids in tally.must_be_zero.items() if ids] + findings.broken

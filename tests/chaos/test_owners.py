@@ -1,5 +1,6 @@
 """The judges of whose a request is: they flag what was executed in the wrong place or took too long, and only that."""
 
+import asyncio
 import time
 
 import pytest
@@ -87,6 +88,23 @@ def test_a_long_wait_is_flagged(ended: float, is_late: bool) -> None:
     findings = Findings()
     _judge_waits([request(ended=ended)], findings)
     assert bool(findings.broken) == is_late
+
+
+async def test_a_machine_that_stands_still_is_not_blamed_on_anybody() -> None:
+    """What a client waited while nobody was given a turn does not count; the rest does."""
+    findings = Findings()
+    async with findings.stalls:
+        await asyncio.sleep(0.05)
+        before = time.monotonic()
+        time.sleep(0.3)
+        after = time.monotonic()
+        await asyncio.sleep(0.05)
+    assert 0.25 < findings.stalls.seconds(before - 1, after) < after - before + 0.05
+    assert findings.stalls.seconds(before - 9, before - 8) == 0
+    _judge_waits([request(sent=before - 0.9, ended=after)], findings)
+    assert findings.broken == []
+    _judge_waits([request(sent=before - 1.2, ended=after)], findings)
+    assert len(findings.broken) == 1
 
 
 async def test_a_short_carving_out_loses_nothing() -> None:

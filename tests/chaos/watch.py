@@ -1,4 +1,7 @@
-"""What processes take of the machine, as Linux tells it: memory and open files, looked at a few times a second."""
+"""What processes take of the machine, as Linux tells it, and when the machine itself stood still.
+
+A shared machine may give nobody a turn for a second: whoever judges how long something took has to know.
+"""
 
 import asyncio
 import contextlib
@@ -11,10 +14,11 @@ from typing import NamedTuple
 
 from .stage import Process
 
-__all__ = ["Sample", "Watch"]
+__all__ = ["Sample", "Stalls", "Watch"]
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _PAUSE = 0.25
+_TICK, _LATE = 0.01, 0.03
 
 
 class Sample(NamedTuple):
@@ -63,3 +67,36 @@ def sample(pid: int) -> Sample:
     """Look at one process now."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return Sample(time.monotonic(), pages * _PAGE, len(os.listdir(f"/proc/{pid}/fd")))
+
+
+class Stalls:
+    """Notes while the context lasts when this process, which judges the others, was not given a turn for long."""
+
+    def __init__(self) -> None:
+        self._stalls: list[tuple[float, float]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Stalls: {len(self._stalls)}>"
+
+    async def __aenter__(self) -> "Stalls":
+        self._task = asyncio.create_task(self._tick())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _tick(self) -> None:
+        due = time.monotonic() + _TICK
+        while True:
+            await asyncio.sleep(_TICK)
+            now = time.monotonic()
+            if now - due > _LATE:
+                self._stalls.append((due, now))
+            due = now + _TICK
+
+    def seconds(self, start: float, end: float) -> float:
+        """Return how many of the seconds between two moments were stalls."""
+        return sum(max(0.0, min(end, to) - max(start, since)) for since, to in self._stalls)
