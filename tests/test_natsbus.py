@@ -264,6 +264,28 @@ async def test_congestion_is_refused(bus):
     await bus.flush(20)
 
 
+async def test_the_first_messages_of_a_long_turn_go_ahead(bus, monkeypatch):
+    """Once in a turn of the event loop, unless the one before was far longer; all arrive, in their order."""
+    got, written, write = asyncio.Queue(), [], bus._write
+    await bus.subscribe("x", lambda message: got.put_nowait(message.payload))
+    await bus.flush()
+
+    def record():
+        written.append(len(bus._out))
+        write()
+
+    monkeypatch.setattr(bus, "_write", record)
+    turns = [1, 32, 33, 64, 500, 40, 40]
+    for turn in turns:
+        for number in range(turn):
+            bus.publish("x", b"%d" % number)
+        await asyncio.sleep(0)
+    assert [size for size in written if size] == [1, 32, 32, 1, 32, 32, 32, 468, 40, 32, 8]
+    async with asyncio.timeout(10):
+        for turn in turns:
+            assert [await got.get() for _ in range(turn)] == [b"%d" % number for number in range(turn)]
+
+
 # ── a server that says no, or is not there ──
 
 
