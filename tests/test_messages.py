@@ -2,6 +2,7 @@
 
 import json
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 from natsweb.errors import BadPath
 from natsweb.headers import Headers
 from natsweb.messages import Call, NotExecuted, Request, Response, Result, quote_query
+from natsweb.messages.fields import parse_query
 from natsweb.subjects import encode_segment, to_path
 
 law = settings(deadline=None, max_examples=200)
@@ -135,6 +137,16 @@ def test_query_params():
     """A query is decoded to every name with its values in order, empty ones included."""
     request = Request(query="a=1&b=x+y&a=%C3%BC&c&d=")
     assert request.query_params == {"a": ["1", "ü"], "b": ["x y"], "c": [""], "d": [""]}
+
+
+@law
+@given(st.text(st.sampled_from("ab=&%+;2? \u00fc")))
+def test_query_params_are_those_of_the_library(query):
+    """What is to be decoded and what is not comes out as from urllib."""
+    wanted = {}
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        wanted.setdefault(name, []).append(value)
+    assert parse_query(query) == wanted
 
 
 @pytest.mark.parametrize("method", ["", "get", "GE T", "GET\n", "GÉT", "GET\r\n"])

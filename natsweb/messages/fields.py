@@ -3,6 +3,7 @@
 Pure: text in, values out, and back.
 """
 
+from collections.abc import Iterable
 from http.cookies import CookieError, SimpleCookie
 from string import punctuation
 from typing import Literal
@@ -31,12 +32,20 @@ def quote_query(query: str | bytes) -> str:
 def parse_query(query: str) -> dict[str, list[str]]:
     """Return a query string, decoded: every name with its values in order."""
     given: dict[str, list[str]] = {}
-    for name, value in parse_qsl(query, keep_blank_values=True) if query else ():
+    for name, value in _pairs(query):
         if name in given:
             given[name].append(value)
         else:
             given[name] = [value]
     return given
+
+
+def _pairs(query: str) -> Iterable[tuple[str, str]]:
+    """Return what `parse_qsl` does, which takes three times as long where nothing is to be decoded, as in most."""
+    if "%" in query or "+" in query:
+        return parse_qsl(query, keep_blank_values=True)
+    fields = [field.partition("=") for field in query.split("&") if field]
+    return [(name, value) for name, _, value in fields]
 
 
 def cookies_of(headers: Headers) -> dict[str, str]:
