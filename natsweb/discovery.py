@@ -44,6 +44,7 @@ __all__ = ["Answered", "Described", "Directory", "Overlap", "Presence", "ask_all
 logger = logging.getLogger("natsweb.discovery")
 
 _QUIET = 0.1  # how long nothing has to come for an answer of many to be complete, in seconds
+_NEW = 1.0  # within which a service that is busy when a gateway starts should have answered it
 _NOTED = 0.5  # how long a service waits for the gateways' word
 _POLL = 15.0
 _SUSPECT = 1.0
@@ -339,17 +340,19 @@ class Directory:
         self._missed: dict[str, int] = {}
         self.id = os.urandom(11).hex()
         self.is_ready = False
+        self._new_until = float("inf")
 
     def __repr__(self) -> str:
         return f"<Directory of {self.catalogue!r}: {'ready' if self.is_ready else 'not ready'}>"
 
     async def start(self) -> None:
-        """Listen, and ask who is there; when this returns the catalogue is complete."""
+        """Listen, and ask who is there; when this returns the catalogue is complete, but for who is too busy."""
         self._subscriptions.append(await self._bus.subscribe(self._inbox, self._take_info))
         self._subscriptions.append(await self._bus.subscribe(ANNOUNCE, self._take_announcement))
         await self._bus.flush()
         await self._ask()
         self.is_ready = True
+        self._new_until = self._loop.time() + _NEW
         self._poller = asyncio.create_task(self._poll(), name="natsweb directory")
 
     async def stop(self) -> None:
@@ -365,6 +368,11 @@ class Directory:
     def was_there(self, tokens: Sequence[str]) -> bool:
         """Tell whether somebody has served a path, now or before."""
         return self.catalogue.was_there(tokens)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether a service that is there may have had no time yet to say so: for a second after the start."""
+        return self._loop.time() < self._new_until
 
     @property
     def knows_natsweb(self) -> bool:

@@ -48,6 +48,7 @@ _SAFE = ("GET", "HEAD", "OPTIONS")
 _SETTLING = 2.0
 _SILENCE = 0.2  # after which a service that was meant is asked whether it is there (docs/wire.md)
 _STARTING = 1.0
+_LEARNING = 0.1  # after which an early request looks again whether it still is one
 _NOBODY = "*"  # no service's name: natsweb services stand aside, others know nothing of it
 
 
@@ -65,6 +66,11 @@ class Directory(Protocol):
     @property
     def knows_natsweb(self) -> bool:
         """Whether a natsweb service has ever been heard of."""
+        ...
+
+    @property
+    def is_new(self) -> bool:
+        """Whether services that are there may not have been heard of yet."""
         ...
 
     def suspect(self, name: str) -> None:
@@ -232,7 +238,7 @@ class Exchange:
             owner = self.directory.owner(WEBSOCKET if incoming.upgrade else incoming.method, self._tokens(incoming))
             if owner is not None:
                 service = owner.name
-            elif self.known_only:
+            elif self.known_only and not self.directory.is_new:
                 raise NoService("no service has this path")
             elif self.directory.knows_natsweb:
                 # Nobody is meant, so that services which the catalogue does not know yet do not all run the request:
@@ -368,6 +374,27 @@ class Exchange:
         """Keep a flight until the service that is meant, and has just announced itself, takes requests."""
         self._starting.add(flight)
         flight.wait(_STARTING, lambda: flight.finish(self.nobody(flight.incoming)))
+
+    def is_early(self, incoming: Incoming) -> bool:
+        """Tell whether a request for nobody has to wait, since its service may have been too busy yet to say a word.
+
+        What is safe goes out all the same, and once more to the service that appears: see `turn`.
+        """
+        directory = self.directory
+        if directory is None or not directory.is_new:
+            return False
+        return self.known_only or (directory.knows_natsweb and incoming.method not in _SAFE)
+
+    def wait_to_learn(self, flight: Flight) -> None:
+        """Keep an early flight until somebody says that the path is its own, or until everybody has had the time to."""
+        flight.incoming.head = None  # who is meant is asked again
+        self._starting.add(flight)
+
+        def go_on() -> None:
+            self._starting.discard(flight)
+            flight.finish(self.nobody(flight.incoming)) if flight.is_late else flight.send()
+
+        flight.wait(_LEARNING, go_on)
 
     def away(self, flight: Flight) -> None:
         """End a request to a service that is not there, unless it is known to come back."""

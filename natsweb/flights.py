@@ -84,6 +84,13 @@ class Tower(Protocol):
     def wait_for_start(self, flight: "Flight") -> None:
         """Keep a flight until its service takes requests."""
 
+    def is_early(self, incoming: "Incoming") -> bool:
+        """Tell whether a request for nobody has to wait."""
+        ...
+
+    def wait_to_learn(self, flight: "Flight") -> None:
+        """Keep an early flight until more is known of who is there."""
+
     def streams(self, flight: "Flight") -> None:
         """Hear that a flight streams from now on."""
 
@@ -242,7 +249,11 @@ class Flight(Asked):
                 self.finish(error)
                 return
         self.sent_to = owner = incoming.owner
-        if owner is not None and (owner.is_starting or owner.is_away):
+        if owner is None:
+            if exchange.is_early(incoming):
+                exchange.wait_to_learn(self)
+                return
+        elif owner.is_starting or owner.is_away:
             exchange.wait_for_start(self) if owner.is_starting else exchange.away(self)
             return
         self._attempt += 1
@@ -324,6 +335,11 @@ class Flight(Asked):
         exchange.bus.drop(self)
         self._lost, self._lost_at = why, exchange.loop.time()
         self.wait(random.uniform(0.01, 0.03), self.send)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether its time is up."""
+        return self._exchange.loop.time() >= self._deadline
 
     @property
     def is_sent(self) -> bool:

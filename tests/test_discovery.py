@@ -1021,6 +1021,51 @@ async def test_known_only_and_a_service_that_is_away(bus, gateway, start, until)
     assert (await caller.ask("/x")).status == 503
 
 
+async def test_a_path_of_a_service_that_is_busy_when_the_gateway_starts(bus, root, gateway, start, until):
+    """What is not safe waits until its service has said a word; it is executed then, and once."""
+    await start(speaker("other", "GET /other"))
+    caller = await gateway()
+    heard = await tap(bus, root)
+    waiting = [caller.ask_soon("/x", "POST") for _ in range(3)]
+    await until(lambda: len(caller.exchange._starting) == 3)
+    await bus.flush()
+    assert heard == []
+    svc = speaker("busy", "POST /x")
+    await start(svc)
+    assert [one.body for one in await asyncio.gather(*waiting)] == [b"busy"] * 3
+    assert len(svc.ran) == 3
+    assert not caller.exchange._flights
+    assert not caller.exchange._starting
+
+
+async def test_a_path_that_nobody_claims_when_the_gateway_starts(bus, root, gateway, start):
+    """After a moment it goes to whoever listens there, all the same, and at once from then on."""
+    await start(speaker("other", "GET /other"))
+    caller = await gateway()
+    heard = []
+
+    def answer(message):
+        heard.append(message.subject)
+        bus.publish(message.reply, b"plain")
+
+    await bus.subscribe(f"{root}.plain", answer)
+    assert (await caller.ask("/plain", "POST")).body == b"plain"
+    assert not caller.directory.is_new
+    assert (await caller.ask("/nobody", "POST")).status == 404
+    assert heard == [f"{root}.plain"]
+
+
+async def test_known_only_waits_for_who_is_busy(bus, root, gateway, start, until):
+    """A gateway that has just started does not know yet that no service has a path; it says so when the time is up."""
+    caller = await gateway(known_only=True)
+    waiting = caller.ask_soon("/x")
+    await until(lambda: caller.exchange._starting)
+    await start(speaker("busy", "GET /x"))
+    assert (await waiting).body == b"busy"
+    hurried = await gateway(known_only=True, timeout=0.1)
+    assert (await hurried.ask("/y")).status == 404
+
+
 async def test_a_redirect_with_known_only(bus, gateway, start):
     """A path that only a redirect leads from, `/x/`, is redirected, with known_only as well."""
     await start(speaker("slashes", "GET /x/<rest>", "GET /x"))

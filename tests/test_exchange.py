@@ -12,6 +12,8 @@ from natsweb.wire import encode_continue
 class Directory:
     """Knows one service, and who was asked for."""
 
+    is_new = False
+
     def __init__(self, owner):
         self.known = owner
         self.suspects = []
