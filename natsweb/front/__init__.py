@@ -17,6 +17,7 @@ import uvicorn
 
 from natsweb.errors import StartError
 from natsweb.exchange import Exchange, address
+from natsweb.front.closing import accept_all, drop_new
 from natsweb.front.protocol import Connection
 from natsweb.gateway import Gateway
 
@@ -157,12 +158,11 @@ class Front:
         listener, self._socket = self._socket, None
         if listener is None:
             return
-        listener.listen(0)  # no more into the backlog, and a moment for those in it
-        await asyncio.sleep(0.05)
-        last = []
-        with contextlib.suppress(OSError):
-            while True:
-                last.append(listener.accept()[0])
+        listener.listen(0)  # few more into the backlog, and a moment for those in it
+        await asyncio.sleep(0.04)
+        drop_new(listener)
+        await asyncio.sleep(0.01)  # for those whose handshake has begun
+        last = accept_all(listener)
         for server in self._server.servers:
             server.close()
         for accepted in last:
