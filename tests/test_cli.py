@@ -409,6 +409,33 @@ async def test_dev(natsweb: Run, tmp_path: Path) -> None:
     assert await dev.ends() == 0
 
 
+async def test_dev_and_a_change_while_the_service_starts(natsweb: Run, tmp_path: Path) -> None:
+    """What starts is given up for what is newer, requests wait for that, and those that wait at the end are told."""
+    app = tmp_path / "app.py"
+    app.write_text(HELLO)
+    dev = await natsweb("dev", "--port", "0")
+    url = (await dev.says(r"http  (http://\S+)"))[1]
+    await dev.says("stop with Ctrl-C")
+    never = f"print('imported', flush=True)\nimport time\ntime.sleep(3600)\n{HELLO}"
+    app.write_text(never)
+    await dev.says("imported")
+    waiting = asyncio.create_task(get(f"{url}/hello/world"))
+    app.write_text(HELLO.replace("hello {name}", "goodbye {name}"))
+    assert (await waiting).text == "goodbye world"
+
+    await dev.says("serving again")
+    dev.output = ""
+    app.write_text(never)
+    await dev.says("imported")
+    waiting = asyncio.create_task(get(f"{url}/hello/world"))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(waiting), 0.3)
+    dev.signal(signal.SIGINT)
+    answer = await waiting
+    assert (answer.status_code, answer.json()["detail"]) == (503, "natsweb dev is stopping")
+    assert await dev.ends() == 0
+
+
 async def test_docs_are_on_in_dev_only(natsweb: Run, tmp_path: Path, nats_url: str) -> None:
     """`dev` has docs, unless the service has its own; `gateway` has them when asked, and says where."""
     (tmp_path / "app.py").write_text(HELLO)

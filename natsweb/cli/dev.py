@@ -183,9 +183,11 @@ async def _serve(
     async with Gateway(root, bus=bus, timeout=options["timeout"], docs=docs) as gateway:
         front = Front(gateway, host=options["host"], port=options["port"], grace=_GRACE, log=True)
         await front.start()
-        _print_banner(front.url, bus.server, announced, private=private, reload=bool(folders), docs=docs)
         exchange = gateway.exchange
         shown = announced
+
+        def on_ready() -> None:
+            _print_banner(front.url, bus.server, announced, private=private, reload=bool(folders), docs=docs)
 
         def on_failure() -> None:
             exchange.refuse("the service is not running: see the terminal of natsweb dev")
@@ -198,8 +200,18 @@ async def _serve(
                 _print_routes(now)
 
         try:
-            await stop.before(watch(child, folders, on_stop=exchange.pause, on_start=on_start, on_failure=on_failure))
+            await stop.before(
+                watch(
+                    child,
+                    folders,
+                    on_ready=on_ready,
+                    on_stop=exchange.pause,
+                    on_start=on_start,
+                    on_failure=on_failure,
+                )
+            )
         finally:
+            exchange.refuse("natsweb dev is stopping")  # what waits for the service would wait in vain
             await front.stop()
 
 

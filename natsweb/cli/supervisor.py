@@ -103,19 +103,24 @@ async def watch(
     child: Child,
     folders: Sequence[Path],
     *,
+    on_ready: Callable[[], None] = lambda: None,
     on_stop: Callable[[], None] = lambda: None,
     on_start: Callable[[list[dict[str, Any]]], None] = lambda _: None,
     on_failure: Callable[[], None] = lambda: None,
 ) -> None:
     """Start the service again at every change of a Python file in `folders`, for ever.
 
-    `on_stop` is called before it goes, `on_start` with its announcement, and `on_failure` when it has ended by itself
-    or has not come up: it is not there until the next change.
+    `on_ready` is called when no change is missed any more, `on_stop` before the service goes, `on_start` with its
+    announcement, and `on_failure` when it has ended by itself or has not come up: it is not there until the next
+    change. What is still starting at a change is given up for what is newer.
     """
     changes = _changes(folders)
     change = asyncio.ensure_future(anext(changes))
     ended: asyncio.Future[int] | None = asyncio.ensure_future(child.ended()) if child.is_running else None
+    starting: asyncio.Future[list[dict[str, Any]] | None] | None = None
     try:
+        await asyncio.sleep(0)  # the first step of `change` is to look at the folders
+        on_ready()
         while True:
             await asyncio.wait([one for one in (change, ended) if one], return_when=asyncio.FIRST_COMPLETED)
             if not change.done() and ended is not None:
@@ -126,29 +131,29 @@ async def watch(
             if ended is not None:
                 ended.cancel()
             _say(f"{change.result()} changed, starting the service again")
+            began, ended = time.monotonic(), None
             on_stop()
-            ended = await _restart(child, on_start)
-            if ended is None:
+            change = asyncio.ensure_future(anext(changes))
+            await child.stop()
+            if change.done():  # what starts now has it
+                change = asyncio.ensure_future(anext(changes))
+            starting = asyncio.ensure_future(child.start())
+            await asyncio.wait([change, starting], return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():  # what starts has not: it is stopped before it serves
+                starting.cancel()
+                await asyncio.gather(starting, return_exceptions=True)
+            elif (announced := starting.result()) is not None:
+                on_start(announced)
+                _say(f"serving again after {time.monotonic() - began:.1f} s")
+                ended = asyncio.ensure_future(child.ended())
+            else:
                 on_failure()
                 _say("the service did not start; waiting for a change")
-            change = asyncio.ensure_future(anext(changes))
     finally:
-        for task in (change, ended):
+        for task in (change, ended, starting):
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-
-
-async def _restart(child: Child, on_start: Callable[[list[dict[str, Any]]], None]) -> asyncio.Future[int] | None:
-    """Stop and start the service; return the future of its end, or None if it did not come up."""
-    began = time.monotonic()
-    await child.stop()
-    announced = await child.start()
-    if announced is None:
-        return None
-    on_start(announced)
-    _say(f"serving again after {time.monotonic() - began:.1f} s")
-    return asyncio.ensure_future(child.ended())
 
 
 async def _changes(folders: Sequence[Path]) -> AsyncIterator[str]:
