@@ -370,9 +370,9 @@ class Directory:
         return self.catalogue.was_there(tokens)
 
     @property
-    def is_new(self) -> bool:
-        """Whether a service that is there may have had no time yet to say so: for a second after the start."""
-        return self._loop.time() < self._new_until
+    def new_for(self) -> float:
+        """Seconds for which a service that is there may have had no time yet to say so; from then on 0 or less."""
+        return self._new_until - self._loop.time()
 
     @property
     def knows_natsweb(self) -> bool:

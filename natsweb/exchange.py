@@ -48,7 +48,6 @@ _SAFE = ("GET", "HEAD", "OPTIONS")
 _SETTLING = 2.0
 _SILENCE = 0.2  # after which a service that was meant is asked whether it is there (docs/wire.md)
 _STARTING = 1.0
-_LEARNING = 0.1  # after which an early request looks again whether it still is one
 _NOBODY = "*"  # no service's name: natsweb services stand aside, others know nothing of it
 
 
@@ -69,8 +68,8 @@ class Directory(Protocol):
         ...
 
     @property
-    def is_new(self) -> bool:
-        """Whether services that are there may not have been heard of yet."""
+    def new_for(self) -> float:
+        """Seconds for which services that are there may not have been heard of yet; then 0 or less."""
         ...
 
     def suspect(self, name: str) -> None:
@@ -238,7 +237,7 @@ class Exchange:
             owner = self.directory.owner(WEBSOCKET if incoming.upgrade else incoming.method, self._tokens(incoming))
             if owner is not None:
                 service = owner.name
-            elif self.known_only and not self.directory.is_new:
+            elif self.known_only and self.directory.new_for <= 0:
                 raise NoService("no service has this path")
             elif self.directory.knows_natsweb:
                 # Nobody is meant, so that services which the catalogue does not know yet do not all run the request:
@@ -375,26 +374,26 @@ class Exchange:
         self._starting.add(flight)
         flight.wait(_STARTING, lambda: flight.finish(self.nobody(flight.incoming)))
 
-    def is_early(self, incoming: Incoming) -> bool:
-        """Tell whether a request for nobody has to wait, since its service may have been too busy yet to say a word.
+    def wait_to_learn(self, flight: Flight) -> bool:
+        """Keep a flight for nobody, since its service may have been too busy yet to say a word; False if it may go.
 
-        What is safe goes out all the same, and once more to the service that appears: see `turn`.
+        It is kept until somebody says that the path is its own, or until everybody has had the time to. What is safe
+        goes out all the same, and once more to the service that appears: see `turn`.
         """
-        directory = self.directory
-        if directory is None or not directory.is_new:
+        directory, incoming = self.directory, flight.incoming
+        if directory is None or (left := directory.new_for) <= 0:
             return False
-        return self.known_only or (directory.knows_natsweb and incoming.method not in _SAFE)
-
-    def wait_to_learn(self, flight: Flight) -> None:
-        """Keep an early flight until somebody says that the path is its own, or until everybody has had the time to."""
-        flight.incoming.head = None  # who is meant is asked again
+        if not self.known_only and (incoming.method in _SAFE or not directory.knows_natsweb):
+            return False
+        incoming.head = None  # who is meant is asked again
         self._starting.add(flight)
 
         def go_on() -> None:
             self._starting.discard(flight)
-            flight.finish(self.nobody(flight.incoming)) if flight.is_late else flight.send()
+            flight.finish(self.nobody(incoming)) if flight.is_late else flight.send()
 
-        flight.wait(_LEARNING, go_on)
+        flight.wait(left, go_on)
+        return True
 
     def away(self, flight: Flight) -> None:
         """End a request to a service that is not there, unless it is known to come back."""

@@ -84,12 +84,9 @@ class Tower(Protocol):
     def wait_for_start(self, flight: "Flight") -> None:
         """Keep a flight until its service takes requests."""
 
-    def is_early(self, incoming: "Incoming") -> bool:
-        """Tell whether a request for nobody has to wait."""
+    def wait_to_learn(self, flight: "Flight") -> bool:
+        """Keep a flight for nobody until more is known of who is there; False if it may go."""
         ...
-
-    def wait_to_learn(self, flight: "Flight") -> None:
-        """Keep an early flight until more is known of who is there."""
 
     def streams(self, flight: "Flight") -> None:
         """Hear that a flight streams from now on."""
@@ -250,8 +247,7 @@ class Flight(Asked):
                 return
         self.sent_to = owner = incoming.owner
         if owner is None:
-            if exchange.is_early(incoming):
-                exchange.wait_to_learn(self)
+            if exchange.wait_to_learn(self):
                 return
         elif owner.is_starting or owner.is_away:
             exchange.wait_for_start(self) if owner.is_starting else exchange.away(self)

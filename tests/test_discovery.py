@@ -1050,7 +1050,7 @@ async def test_a_path_that_nobody_claims_when_the_gateway_starts(bus, root, gate
 
     await bus.subscribe(f"{root}.plain", answer)
     assert (await caller.ask("/plain", "POST")).body == b"plain"
-    assert not caller.directory.is_new
+    assert caller.directory.new_for <= 0
     assert (await caller.ask("/nobody", "POST")).status == 404
     assert heard == [f"{root}.plain"]
 

@@ -12,7 +12,7 @@ from natsweb.wire import encode_continue
 class Directory:
     """Knows one service, and who was asked for."""
 
-    is_new = False
+    new_for = 0.0
 
     def __init__(self, owner):
         self.known = owner
