@@ -73,11 +73,11 @@ class Child:
         self._on_start(self._process.pid)
         ended = asyncio.ensure_future(self._process.wait())
         waiting: set[asyncio.Future[Any]] = {self._announced, ended}
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        if self._announced.done():
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
             ended.cancel()
-            return self._announced.result()
-        return None
+        return self._announced.result() if self._announced.done() else None
 
     async def ended(self) -> int:
         """Wait for the end of the process and return its exit code."""
@@ -136,6 +136,7 @@ async def watch(
             change = asyncio.ensure_future(anext(changes))
             await child.stop()
             if change.done():  # what starts now has it
+                change.result()
                 change = asyncio.ensure_future(anext(changes))
             starting = asyncio.ensure_future(child.start())
             await asyncio.wait([change, starting], return_when=asyncio.FIRST_COMPLETED)
