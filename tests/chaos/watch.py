@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from .stage import Process
 
@@ -29,18 +29,12 @@ class Sample(NamedTuple):
     files: int
 
 
-class Watch:
-    """Looks at processes while the context lasts."""
+class _Looking:
+    """Something that looks at the machine while the context lasts."""
 
-    def __init__(self, processes: Iterable[Process]) -> None:
-        self._processes = list(processes)
-        self.samples: dict[int, list[Sample]] = {one.pid: [] for one in self._processes}
-        self._task: asyncio.Task[None] | None = None
+    _task: asyncio.Task[None] | None = None
 
-    def __repr__(self) -> str:
-        return f"<Watch {self._processes}>"
-
-    async def __aenter__(self) -> "Watch":
+    async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._look())
         return self
 
@@ -48,6 +42,20 @@ class Watch:
         assert self._task is not None
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _look(self) -> None:
+        raise NotImplementedError
+
+
+class Watch(_Looking):
+    """Looks at processes while the context lasts."""
+
+    def __init__(self, processes: Iterable[Process]) -> None:
+        self._processes = list(processes)
+        self.samples: dict[int, list[Sample]] = {one.pid: [] for one in self._processes}
+
+    def __repr__(self) -> str:
+        return f"<Watch {self._processes}>"
 
     async def _look(self) -> None:
         while True:
@@ -69,26 +77,16 @@ def sample(pid: int) -> Sample:
     return Sample(time.monotonic(), pages * _PAGE, len(os.listdir(f"/proc/{pid}/fd")))
 
 
-class Stalls:
+class Stalls(_Looking):
     """Notes while the context lasts when this process, which judges the others, was not given a turn for long."""
 
     def __init__(self) -> None:
         self._stalls: list[tuple[float, float]] = []
-        self._task: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"<Stalls: {len(self._stalls)}>"
 
-    async def __aenter__(self) -> "Stalls":
-        self._task = asyncio.create_task(self._tick())
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._task is not None
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-
-    async def _tick(self) -> None:
+    async def _look(self) -> None:
         due = time.monotonic() + _TICK
         while True:
             await asyncio.sleep(_TICK)
